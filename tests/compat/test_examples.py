@@ -75,7 +75,7 @@ def test_predictions_are_logged_once(camera: list[str], tmp_path: Path) -> None:
     assert rows == (150, 150, 150, True)
 
 
-def test_a_image_is_answered_for_who_has_a_key(
+def test_an_image_is_answered_for_who_has_a_key(
     camera: list[str], picture: Path, tmp_path: Path
 ) -> None:
     key, _ = KeyFile(tmp_path / "keys.db").create("gate", devices=["*"], scopes=[Scope.INFER])

@@ -430,7 +430,7 @@ def test_what_is_not_committed_fails_the_run_and_is_sent_by_the_next(
     assert sorted(ingest.images()) == ["a.jpg", "b.jpg", "c.jpg"]
 
 
-def test_a_image_without_an_answer_fails_the_run_and_is_named(
+def test_an_image_without_an_answer_fails_the_run_and_is_named(
     ingest: FakeIngest, tmp_path: Path
 ) -> None:
     folder = save_pictures(tmp_path / "pictures", "a.jpg")

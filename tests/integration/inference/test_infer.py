@@ -78,7 +78,7 @@ def test_one_bad_image_of_several_fails_alone(quick: InferenceStub) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_image_that_is_refused(
+def test_an_image_that_is_refused(
     quick: InferenceStub, image: bytes | inference_pb2.Image, reason: str, field: str
 ) -> None:
     error = quick.refusal(image)
@@ -135,7 +135,7 @@ def test_list_models(quick: InferenceStub) -> None:
         assert model.provider == "CPUExecutionProvider"
 
 
-def test_a_image_is_looked_at_upright(quick: InferenceStub) -> None:
+def test_an_image_is_looked_at_upright(quick: InferenceStub) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # stored on its side
     buffer = io.BytesIO()

@@ -20,7 +20,7 @@ def assert_passes(error: SightlineError) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_a_image_without_memory_is_not_kept_as_corrupt(
+def test_an_image_without_memory_is_not_kept_as_corrupt(
     tmp_path: Path, colours: Path, kind: str
 ) -> None:
     large = picture((0, 0, 255), size=(6000, 6000), kind=kind)

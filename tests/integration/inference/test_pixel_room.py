@@ -66,7 +66,7 @@ def _memory(server: InferenceProcess) -> int:
     return int(psutil.Process(server.process.pid).memory_info().rss)
 
 
-def test_a_image_that_never_has_room_is_refused_for_its_size(
+def test_an_image_that_never_has_room_is_refused_for_its_size(
     tmp_path: Path, quick_model: Path
 ) -> None:
     flags = [

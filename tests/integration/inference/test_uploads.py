@@ -363,7 +363,7 @@ def test_an_answer_that_is_kept_outlives_its_image(owner: UploadCaller, folder: 
     assert [violation.field for violation in error.violations] == ["images[0].reference"]
 
 
-def test_a_image_that_is_gone_or_damaged(owner: UploadCaller, folder: Path) -> None:
+def test_an_image_that_is_gone_or_damaged(owner: UploadCaller, folder: Path) -> None:
     data = picture((9, 9, 255))
     path = folder / hashlib.sha256(data).hexdigest()
     stored = owner.upload(data)

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import socket
 import threading
 import time
 import uuid
@@ -12,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import numpy as np
 import pytest
 from sightline.types.v1 import prediction_pb2
 
 from edge.cloud.client import InferenceClient
-from edge.decide.answer import Answer
 from edge.decide.policy import Mode, Policy
 from edge.detect.base import Detector, DetectorResult, Image
 from edge.errors import ClosedError, CoordinatorClosedError, DeviceError
@@ -27,11 +24,10 @@ from edge.records import Box, CloudReason, Detection, Prediction, Source
 from edge.settings import EdgeSettings
 from edge.sources import Frame, SourceMonitor
 from servicekit.errors import SightlineError
-from servicekit.settings import SettingsError
 from tests.fakes.inference import Refuse, Reply, Step, serving
 from tests.fakes.ingest import FakeIngest
-from tests.unit.edge.samples import eventually
-from tests.unit.vision.models import save_detector
+from tests.unit.edge.running_nodes import logged
+from tests.unit.edge.running_nodes import process as process
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 SCRATCH = Detection(3, "scratch", 0.5, Box(1, 2, 3, 4))
@@ -64,26 +60,6 @@ def running_node(
         client = InferenceClient(inference.target)
         with EdgeNode(detector, client, logger, policy, defect_classes=defect_classes) as node:
             yield node, ingest
-
-
-def logged(node: EdgeNode, ingest: FakeIngest) -> list[prediction_pb2.Prediction]:
-    """Return the stored predictions in the order of logging."""
-    assert node.logger.flush(10, until="committed")
-    stored = ingest.only()
-    return [stored.predictions[sequence] for sequence in sorted(stored.predictions)]
-
-
-def _process(node: EdgeNode, *arguments: Any, **options: Any) -> Answer:
-    return node.process(*arguments, **options)
-
-
-def _aprocess(node: EdgeNode, *arguments: Any, **options: Any) -> Answer:
-    return asyncio.run(node.aprocess(*arguments, **options))
-
-
-@pytest.fixture(params=[_process, _aprocess], ids=["threads", "asyncio"])
-def process(request: pytest.FixtureRequest) -> Any:
-    return request.param
 
 
 def test_an_answer_of_the_device_is_logged_as_it_was_given(process: Any, tmp_path: Path) -> None:
@@ -334,7 +310,7 @@ def test_what_cannot_be_logged_is_refused_before_anybody_works_for_it(
         assert node.stats().pictures.failed == {"ValueError": 1}
 
 
-def test_a_image_in_hand_when_the_log_is_closed_fails_as_the_node_closed(
+def test_an_image_in_hand_when_the_log_is_closed_fails_as_the_node_closed(
     process: Any, tmp_path: Path
 ) -> None:
     class Closing(Device):
@@ -396,102 +372,3 @@ async def test_a_node_is_an_async_context_manager_and_closes_its_parts(tmp_path:
             logger.log(Prediction("frame-2", "tiny"))
         with pytest.raises(SightlineError, match="CLIENT_CLOSED"):
             client.infer([b"picture"])
-
-
-def test_a_node_made_of_settings(tmp_path: Path) -> None:
-    model = save_detector(tmp_path / "tiny.onnx")
-    image = b"no picture at all"
-    with FakeIngest() as ingest, serving(Reply()) as inference:
-        options: dict[str, Any] = {
-            "ingest_target": ingest.target,
-            "inference_target": inference.target,
-            "device_id": "gate-1",
-            "spool_dir": tmp_path / "spool",
-            "api_key": "s3cret",
-            "device_model": model,
-            "device_model_name": "plates",
-            "device_model_version": "9",
-            "device_providers": ("CPUExecutionProvider",),
-            "confidence_threshold": 0.4,
-            "cloud_model": "big",
-            "defect_classes": ("mould",),
-        }
-        with EdgeNode.from_settings(EdgeSettings(**options)) as node:
-            with pytest.raises(SightlineError, match="IMAGE_TYPE_UNSUPPORTED"):
-                node.process(image)
-            answer = node.process(np.zeros((64, 96, 3), np.uint8), "frame-1")
-            (entry,) = logged(node, ingest)
-        with EdgeNode.from_settings(EdgeSettings(**options, mode="cloud")) as node:
-            assert node.process(image).cloud_reason is CloudReason.REQUESTED
-    assert (answer.model_name, answer.model_version) == ("plates", "9")
-    assert [detection.class_name for detection in answer.detections] == ["mould"]
-    assert entry.defect_detected
-    # Its labels were asked for, too.
-    (seen,) = (call for call in inference.seen if call.request.images)
-    assert seen.request.model.name == "big"
-    assert seen.request.parameters.confidence_threshold == pytest.approx(0.4)
-    assert seen.metadata["authorization"] == "Bearer s3cret"
-
-
-@pytest.mark.parametrize("broken", ["spool_dir", "metrics_listen"])
-def test_what_was_opened_is_closed_if_the_rest_cannot_be(tmp_path: Path, broken: str) -> None:
-    def threads() -> set[str]:
-        return {thread.name for thread in threading.enumerate()}
-
-    before = threads()
-    (tmp_path / "file").write_text("not a folder")
-    with FakeIngest() as ingest, socket.create_server(("127.0.0.1", 0)) as taken:
-        options: dict[str, Any] = {
-            "ingest_target": ingest.target,
-            "device_id": "gate-1",
-            "spool_dir": tmp_path / "spool",
-            "device_model": save_detector(tmp_path / "tiny.onnx"),
-            "mode": "device",
-            "device_process": True,
-        }
-        options[broken] = {
-            "spool_dir": tmp_path / "file" / "spool",
-            "metrics_listen": f"127.0.0.1:{taken.getsockname()[1]}",
-        }[broken]
-        with pytest.raises((OSError, SightlineError, SettingsError)):
-            EdgeNode.from_settings(EdgeSettings(**options))
-        ours = {"sightline-device", "detector-supervisor"}
-        assert eventually(lambda: not ours & (threads() - before))
-
-
-def test_settings_come_from_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with FakeIngest() as ingest, serving(Reply()) as inference:
-        for name, value in {
-            "INGEST_TARGET": ingest.target,
-            "INFERENCE_TARGET": inference.target,
-            "SPOOL_DIR": str(tmp_path / "spool"),
-            "MODE": "cloud",
-            "DEFECT_CLASSES": "scratch, pit",
-        }.items():
-            monkeypatch.setenv(f"SIGHTLINE_EDGE_{name}", value)
-        with EdgeNode.from_settings() as node:
-            node.process(b"picture")
-            (entry,) = logged(node, ingest)
-    assert entry.defect_detected
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("MODE", "device", "device_model: must be given in mode device"),
-        ("CLOUD_RESERVE_SECONDS", "8", "cloud_reserve_seconds: must be below timeout_seconds"),
-        ("TIMEOUT_SECONDS", "0", "timeout_seconds: "),
-        ("CONFIDENCE_THRESHOLD", "1.5", "confidence_threshold: "),
-        ("DETECTOR", "magic", "detector: "),
-        ("DEVICE_PROVIDERS", "", "device_providers: "),
-    ],
-)
-def test_a_bad_setting_is_refused_by_name(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
-) -> None:
-    monkeypatch.setenv(f"SIGHTLINE_EDGE_{name}", value)
-    with pytest.raises(SettingsError, match=message):
-        EdgeNode.from_settings()

@@ -48,7 +48,7 @@ def found(model: Model, data: bytes, parameters: Parameters | None = None) -> De
     return detections
 
 
-def test_a_image_is_seen_in_its_own_pixels(model: Model) -> None:
+def test_an_image_is_seen_in_its_own_pixels(model: Model) -> None:
     blue = picture((0, 0, 255), size=(128, 64))
     seen, detections = see(model, blue), found(model, blue)
     assert (seen.width, seen.height) == (128, 64)
@@ -91,7 +91,7 @@ def test_every_parameter_reaches_the_decoder(model: Model, monkeypatch: pytest.M
     ]
 
 
-def test_a_image_that_cannot_be_decoded_is_the_caller_s_fault(model: Model) -> None:
+def test_an_image_that_cannot_be_decoded_is_the_caller_s_fault(model: Model) -> None:
     with pytest.raises(SightlineError) as caught:
         see(model, corrupt())
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT

@@ -202,7 +202,7 @@ def test_images_at_their_bounds_pass() -> None:
     assert check(ask(image()), RequestLimits(image=limits))
 
 
-def test_a_image_without_a_source_is_empty() -> None:
+def test_an_image_without_a_source_is_empty() -> None:
     assert refusal(ask(inference_pb2.Image(image_id="x"))).reason == "IMAGE_EMPTY"
 
 

@@ -46,7 +46,7 @@ def test_objectness_times_class(tmp_path: Path, classes: int, own: bool) -> None
     assert detections.xyxy == pytest.approx(boxes, abs=0.02)
 
 
-def test_a_image_without_an_object_has_no_detections(tmp_path: Path) -> None:
+def test_an_image_without_an_object_has_no_detections(tmp_path: Path) -> None:
     levels = make_levels(1)
     for level in levels:
         level.bias -= 20

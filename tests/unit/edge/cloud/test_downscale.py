@@ -51,7 +51,7 @@ def model(
     return ModelInfo(name, version, task, (), *size, "CPU", default_version, default_model)
 
 
-def test_a_image_is_made_to_fit_and_its_pixels_are_those_of_the_models_letterbox() -> None:
+def test_an_image_is_made_to_fit_and_its_pixels_are_those_of_the_models_letterbox() -> None:
     small = downscaled(SMOOTH, (320, 256), "image")
     assert small is not None
     data, scale = small
@@ -270,7 +270,7 @@ def test_pixels_are_shrunk_too_and_what_that_saves_is_not_known(fake: FakeInfere
     assert answer.results[0].image_width == 1280
 
 
-def test_a_image_that_would_not_become_smaller_is_left_as_it_is(fake: FakeInference) -> None:
+def test_an_image_that_would_not_become_smaller_is_left_as_it_is(fake: FakeInference) -> None:
     out = io.BytesIO()
     PIL.Image.fromarray(NOISE[:260, :330]).save(out, "JPEG", quality=5)
     with learnt(fake) as client:

@@ -135,7 +135,7 @@ def test_without_a_model_on_the_device_the_cloud_is_asked_at_once() -> None:
     assert answer.cloud_reason is CloudReason.NO_DEVICE_MODEL
 
 
-def test_a_image_that_the_device_refuses_is_not_sent_to_the_cloud() -> None:
+def test_an_image_that_the_device_refuses_is_not_sent_to_the_cloud() -> None:
     t = Transcript()
     t.begins(AskDevice(), WakeAt(6.75))
     assert t.fails(0.1, DeviceFailed(INVALID)).error is INVALID

@@ -268,7 +268,7 @@ def test_a_hedge_that_failed_once_and_was_then_slower_is_no_failure() -> None:
     assert t.core.cloud_verdict is None
 
 
-def test_a_image_that_the_device_refuses_ends_its_hedge() -> None:
+def test_an_image_that_the_device_refuses_ends_its_hedge() -> None:
     t = Transcript(Mode.HEDGED, slow_after=0.3)
     t.begins(AskDevice(), WakeAt(0.3))
     t.at(0.3, Woke(), AskCloud(8.0), WakeAt(6.75))

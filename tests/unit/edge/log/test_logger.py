@@ -1,51 +1,31 @@
 """`PredictionLogger` with a real spool and an ingest service on a real socket."""
 
 import asyncio
-import errno
 import gc
 import logging
-import os
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from pydantic import SecretStr
 from sightline.ingest.v1 import ingest_pb2
 
 from edge.errors import ClosedError
 from edge.log import orphans
 from edge.log.logger import PredictionLogger
 from edge.options import LogOptions
-from edge.records import MAX_SIZE, Prediction
-from edge.settings import EdgeSettings
-from edge.spool.directories import default_spool_dir
+from edge.records import Prediction
 from edge.spool.spool import Spool
 from servicekit.errors import SightlineError
 from tests.fakes.ingest import FakeIngest
+from tests.unit.edge.log.loggers import QUICK, UNHURRIED, failing_disk, logger
+from tests.unit.edge.log.loggers import ingest as ingest
 from tests.unit.edge.samples import eventually, prediction
-
-NOWHERE = "127.0.0.1:1"
-UNHURRIED = 8.0
-"""Maximum duration of what a deadline below a second ends, on a machine that is busy, s."""
-QUICK = LogOptions(batch_timeout_seconds=0.05)
-
-
-@pytest.fixture
-def ingest() -> Iterator[FakeIngest]:
-    with FakeIngest() as service:
-        yield service
-
-
-def logger(folder: Path, target: str = NOWHERE, **more: Any) -> PredictionLogger:
-    return PredictionLogger(target, device_id="gate-1", spool_dir=folder, options=QUICK, **more)
 
 
 def test_from_log_to_store(tmp_path: Path, ingest: FakeIngest) -> None:
@@ -75,17 +55,6 @@ def test_what_is_not_shipped_is_shipped_by_the_next_process(
         log.log(prediction("b"), wait="committed", timeout=20)
     assert ingest.images() == ["a", "b"]
     assert len(ingest.spools) == 1
-
-
-def test_waiting_for_the_disk(tmp_path: Path) -> None:
-    with logger(tmp_path) as log:
-        took = []
-        for _ in range(10):
-            begun = time.monotonic()
-            log.log(prediction(), wait="spooled", timeout=20)
-            took.append(time.monotonic() - begun)
-        assert log.stats().spooled == 10
-        assert min(took) < 0.04  # not 50 ms each, but what the disk takes
 
 
 def test_waiting_in_vain(tmp_path: Path) -> None:
@@ -142,52 +111,6 @@ def test_deadlines_are_kept_while_the_server_hangs(tmp_path: Path, ingest: FakeI
     assert log.close(0.5) is True
     assert time.monotonic() - begun < UNHURRIED
     end.set()
-
-
-@contextmanager
-def failing_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    def fail(*_: object) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Spool, "append", fail)
-        yield
-
-
-def test_deadlines_are_kept_while_the_disk_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = logger(tmp_path)
-    with failing_disk(monkeypatch):
-        log.log(prediction())
-        begun = time.monotonic()
-        assert log.flush(0.3) is False
-        assert log.close(0.3) is False
-        assert time.monotonic() - begun < UNHURRIED
-    assert eventually(lambda: log.stats().spooled == 1)
-
-
-@contextmanager
-def blocked_disk(folder: Path) -> Iterator[None]:
-    """Make every write to the spool hang, like a disk that stops answering."""
-    with closing(sqlite3.connect(folder / "spool.db", isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        yield
-
-
-def test_deadlines_are_kept_while_the_disk_hangs(tmp_path: Path, ingest: FakeIngest) -> None:
-    log = logger(tmp_path, ingest.target)
-    with blocked_disk(tmp_path):
-        for number in range(100):
-            log(prediction(f"i{number}"))
-        begun = time.monotonic()
-        assert log.flush(0.3) is False
-        assert log.flush(0.3, until="committed") is False
-        with pytest.raises(TimeoutError):
-            log.log(prediction("i100"), wait="spooled", timeout=0.3)
-        assert log.close(0.3) is False
-        assert time.monotonic() - begun < UNHURRIED
-    assert eventually(lambda: log.stats().spooled == 101)
 
 
 def test_deadlines_are_kept_while_the_writer_is_busy(tmp_path: Path) -> None:
@@ -316,58 +239,6 @@ def test_several_loops_and_threads_share_a_logger(tmp_path: Path, ingest: FakeIn
         assert own == [f"loop{number}/{count}" for count in range(50)]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"device_id": ""}, "device_id must be 1 to 256 bytes"),
-        ({"device_id": "ü" * 129}, "device_id must be 1 to 256 bytes"),
-        ({"on_full": "explode"}, "on_full must be block, drop_oldest or drop_newest"),
-        ({"target": "ingest.example:1", "api_key": "k"}, "api_key must not be sent in plain text"),
-    ],
-)
-def test_bad_arguments_are_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        PredictionLogger(**{"device_id": "gate-1", "spool_dir": tmp_path, **arguments})
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("memory_predictions", 0),
-        ("memory_bytes", MAX_SIZE - 1),
-        ("spool_bytes", 1000),
-        ("batch_size", 10_001),
-        ("batch_bytes", 1023),
-        ("batch_bytes", (4 << 20) + 1),
-        ("batch_timeout_seconds", -1.0),
-        ("stream_size", 0),
-    ],
-)
-def test_bad_options_are_refused(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"{name} must be .* to .* \(got {value!r}\)"):
-        LogOptions(**{name: value})  # type: ignore[arg-type]
-
-
-def test_a_compression_that_nobody_has_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"compression must be none or gzip \(got 'brotli'\)"):
-        LogOptions(compression="brotli")  # type: ignore[arg-type]
-
-
-def test_messages_are_bounded_by_bytes(tmp_path: Path, ingest: FakeIngest) -> None:
-    sizes = list[int]()
-    ingest.on_message = lambda message: sizes.append(message.ByteSize())
-    options = LogOptions(batch_bytes=2048, batch_size=1000, batch_timeout_seconds=0.05)
-    with PredictionLogger(
-        ingest.target, device_id="gate-1", spool_dir=tmp_path, options=options
-    ) as log:
-        for number in range(100):
-            log(prediction(f"i{number}"))
-        assert log.flush(20, until="committed")
-    assert len(ingest.images()) == 100
-    assert 1024 < max(sizes) <= 2048
-
-
 def test_compressed_messages_arrive(tmp_path: Path, ingest: FakeIngest) -> None:
     options = LogOptions(compression="gzip", batch_timeout_seconds=0.05)
     with PredictionLogger(
@@ -377,111 +248,6 @@ def test_compressed_messages_arrive(tmp_path: Path, ingest: FakeIngest) -> None:
             log(prediction(f"i{number}"))
         assert log.flush(20, until="committed")
     assert ingest.images() == [f"i{number}" for number in range(100)]
-
-
-@pytest.mark.parametrize("thing", [None, "image", {"image_id": "i"}, ["image"]])
-def test_other_things_are_refused(tmp_path: Path, thing: Any) -> None:
-    with logger(tmp_path) as log:
-        with pytest.raises(TypeError, match=r"prediction must be a sightline\.Prediction"):
-            log.log(thing)
-        assert log.stats().logged == 0
-
-
-def test_a_folder_that_cannot_be_one(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises((FileExistsError, NotADirectoryError)):
-        logger(tmp_path / "file")
-
-
-def test_a_folder_that_can_never_be_made() -> None:
-    with pytest.raises(FileNotFoundError, match="the spool folder /proc/no/spool cannot be used"):
-        logger(Path("/proc/no/spool"))
-
-
-@pytest.mark.parametrize("used", [False, True])
-def test_a_read_only_disk_is_refused_unless_it_holds_the_spool(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: bool
-) -> None:
-    if used:
-        logger(tmp_path / "spool").close(20)
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "mkdir", fail)
-        if not used:
-            with pytest.raises(OSError, match="cannot be used: Read-only file system"):
-                logger(tmp_path / "spool")
-            return
-        log = logger(tmp_path / "spool")
-    log.log(prediction())
-    assert log.close(20)
-
-
-def test_a_disk_that_fails_at_the_start_does_not_keep_the_node_from_starting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mkdir, calls = Path.mkdir, list[int]()
-
-    def fail(*arguments: Any, **more: Any) -> None:
-        calls.append(1)
-        if len(calls) <= 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        mkdir(*arguments, **more)
-
-    monkeypatch.setattr(Path, "mkdir", fail)
-    with logger(tmp_path / "spool") as log:
-        log.log(prediction())
-        assert log.stats().spool_id == ""
-        assert log.flush(20)
-        assert log.stats().spooled == 1
-
-
-def test_flush_says_false_for_what_the_disk_did_not_take(
-    tmp_path: Path, ingest: FakeIngest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
-
-    log = PredictionLogger(ingest.target, device_id="gate-1", spool_dir=tmp_path)
-    log.log(prediction("0"), wait="spooled", timeout=20)
-    assert log.flush(20)
-    with monkeypatch.context() as patch:
-        patch.setattr(log._pipeline._writer, "_patience_seconds", 0.0)
-        patch.setattr(Spool, "append", fail)
-        log.log(prediction("1"))
-        assert eventually(lambda: log.stats().dropped == {"spool_write_failed": 1})
-        assert not log.flush(0.1), "it was not in time either"
-    assert not log.flush(20), "it is declared by now, but it is gone"
-    log.log(prediction("2"))
-    assert log.flush(20), "what was dropped is told once"
-    assert not log.flush(20, until="committed")
-    assert log.flush(20, until="committed")
-    assert log.close(20)
-    assert ingest.images() == ["0", "2"]
-
-
-def test_close_says_false_for_what_was_dropped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
-
-    log = logger(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(log._pipeline._writer, "_patience_seconds", 0.0)
-        patch.setattr(Spool, "append", fail)
-        log.log(prediction())
-        assert eventually(lambda: log.stats().dropped == {"spool_write_failed": 1})
-    assert not asyncio.run(log.aclose(20))
-
-
-def test_garbage_in_the_folder_does_not_keep_the_node_from_starting(tmp_path: Path) -> None:
-    (tmp_path / "spool.db").write_bytes(os.urandom(10_000))
-    with logger(tmp_path) as log:
-        log.log(prediction(), wait="spooled", timeout=20)
-        assert log.stats().damaged_spools == 1
 
 
 def test_drops_are_counted_and_declared(
@@ -530,95 +296,6 @@ def test_a_process_that_ends_without_close_spools_what_it_can(tmp_path: Path) ->
     assert time.monotonic() - begun < 30
     with logger(tmp_path) as log:
         assert log.stats().backlog == 1000
-
-
-@pytest.mark.slow
-def test_a_process_that_ends_while_the_disk_hangs_ends_and_keeps_what_is_spooled(
-    tmp_path: Path,
-) -> None:
-    script = (
-        "import sqlite3, sys; from sightline import Prediction, PredictionLogger;"
-        "log = PredictionLogger('127.0.0.1:1', device_id='gate-1', spool_dir=sys.argv[1]);"
-        "[log(Prediction(str(n), 'm')) for n in range(100)];"
-        "assert log.flush(30);"
-        "other = sqlite3.connect(sys.argv[1] + '/spool.db', isolation_level=None);"
-        "other.execute('BEGIN IMMEDIATE');"
-        "[log(Prediction(str(n), 'm')) for n in range(100, 200)];"
-        "print('ends', flush=True)"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ends\n"
-        begun = time.monotonic()
-        process.wait(30)
-        assert time.monotonic() - begun < 10
-    with logger(tmp_path) as log:
-        assert log.stats().backlog >= 100
-
-
-def test_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", "/state")
-    assert default_spool_dir("gate-1") == Path("/state/sightline/gate-1")
-    assert default_spool_dir("hall 2/gate") == Path("/state/sightline/hall 2%2Fgate")
-    assert default_spool_dir("..") == Path("/state/sightline/%2E%2E")
-    monkeypatch.delenv("XDG_STATE_HOME")
-    monkeypatch.setenv("HOME", "/home/me")
-    assert default_spool_dir("g") == Path("/home/me/.local/state/sightline/g")
-
-
-def test_from_settings(tmp_path: Path, ingest: FakeIngest) -> None:
-    settings = EdgeSettings(  # type: ignore[call-arg]
-        ingest_target=ingest.target,
-        device_id="gate-7",
-        spool_dir=tmp_path,
-        api_key=SecretStr("sesame"),
-        on_full="block",
-        batch_size=5,
-        batch_bytes=4096,
-        batch_timeout_seconds=0.0,
-        compression="gzip",
-    )
-    with PredictionLogger.from_settings(settings) as log:
-        log.log(prediction(), wait="committed", timeout=20)
-        assert log._config.options == LogOptions(
-            batch_size=5, batch_bytes=4096, batch_timeout_seconds=0.0, compression="gzip"
-        )
-        assert log._config.on_full == "block"
-    assert [device for device, _ in ingest.spools] == ["gate-7"]
-    assert ingest.metadata[0]["authorization"] == "Bearer sesame"
-
-
-def test_settings_and_options_have_the_same_defaults() -> None:
-    settings = EdgeSettings()  # type: ignore[call-arg]
-    assert settings.log_options() == LogOptions()
-
-
-@pytest.mark.parametrize(
-    ("name", "minimum", "maximum"),
-    [
-        ("memory_predictions", 1, 1_000_000),
-        ("memory_bytes", MAX_SIZE, 1 << 34),
-        ("spool_bytes", 1 << 20, 1 << 50),
-        ("spool_age_seconds", 0, 1 << 40),
-        ("disk_reserve_bytes", 0, 1 << 50),
-        ("batch_size", 1, 10_000),
-        ("batch_bytes", 1 << 10, 4 << 20),
-        ("batch_timeout_seconds", 0, 60),
-        ("stream_size", 1, 1_000_000),
-    ],
-)
-def test_settings_and_options_have_the_same_bounds(name: str, minimum: int, maximum: int) -> None:
-    for value in (minimum, maximum):
-        options = LogOptions(**{name: value})  # type: ignore[arg-type]
-        assert EdgeSettings.model_validate({name: value}).log_options() == options
-    for value in (minimum - 1, maximum + 1):
-        message = rf"^{name} must be {minimum} to {maximum} \(got {value}\)$"
-        with pytest.raises(ValueError, match=message):
-            LogOptions(**{name: value})  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match=name):
-            EdgeSettings.model_validate({name: value})
 
 
 def test_logging_is_quiet_when_all_is_well(

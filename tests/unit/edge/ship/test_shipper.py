@@ -4,15 +4,11 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
 import pytest
 import tenacity
-from sightline.types.v1 import prediction_pb2
 
 from edge.channel import Endpoint
 from edge.log.encode import prediction_body
@@ -26,74 +22,11 @@ from edge.spool.spool import Spool
 from servicekit.errors import SightlineError
 from tests.fakes.ingest import MALFORMED, UNAVAILABLE, FakeIngest, hole
 from tests.unit.edge.samples import eventually
+from tests.unit.edge.ship.shipping import Node, images
+from tests.unit.edge.ship.shipping import ingest as ingest
+from tests.unit.edge.ship.shipping import node as node
 
 CUT_OFF = SightlineError(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", "connection lost")
-
-
-@dataclass
-class Node:
-    """A spool and its shipper."""
-
-    folder: Path
-    target: str
-    batch_size: int = 4
-    stream_size: int = 16
-    batch_timeout_seconds: float = 0.0
-    progress: Progress = field(default_factory=Progress)
-    count: int = 0
-
-    def __post_init__(self) -> None:
-        limits = SpoolLimits(1 << 40, 0.0, 0)
-        self.spool = Spool(self.folder, "gate-1", limits, self.progress.lost)
-
-    def log(self, count: int, *more: bytes | Dropped) -> None:
-        bodies: list[bytes | Dropped] = [
-            prediction_body(Prediction(f"i{self.count + n}", "m"), 0.0) for n in range(1, count + 1)
-        ]
-        self.count += count
-        with self.progress.update():
-            self.spool.append([*bodies, *more])
-
-    @contextmanager
-    def shipping(self) -> Iterator["Node"]:
-        shipper = Shipper(
-            self.spool,
-            Endpoint(self.target),
-            self.progress,
-            batch_size=self.batch_size,
-            batch_timeout_seconds=self.batch_timeout_seconds,
-            stream_size=self.stream_size,
-        )
-        thread = threading.Thread(target=shipper.run, daemon=True)
-        thread.start()
-        try:
-            yield self
-        finally:
-            begun = time.monotonic()
-            shipper.stop()
-            thread.join(20)
-            assert not thread.is_alive()
-            assert time.monotonic() - begun < 5
-
-    def is_empty(self, seconds: float = 20.0) -> bool:
-        return eventually(lambda: self.spool.identity.pending == 0, seconds)
-
-
-@pytest.fixture
-def ingest() -> Iterator[FakeIngest]:
-    with FakeIngest() as service:
-        yield service
-
-
-@pytest.fixture
-def node(tmp_path: Path, ingest: FakeIngest) -> Iterator[Node]:
-    node = Node(tmp_path, ingest.target)
-    yield node
-    node.spool.close()
-
-
-def images(count: int) -> list[str]:
-    return [f"i{number}" for number in range(1, count + 1)]
 
 
 def test_everything_arrives_once_and_in_order(node: Node, ingest: FakeIngest) -> None:
@@ -278,58 +211,6 @@ def test_a_server_that_always_sees_a_hole_is_not_hammered(node: Node, ingest: Fa
         assert len(ingest.streams) < 100
 
 
-def test_a_store_that_was_replaced_is_told_what_it_will_never_get(
-    node: Node, ingest: FakeIngest, caplog: pytest.LogCaptureFixture
-) -> None:
-    node.log(20)
-    with node.shipping():
-        assert node.is_empty()
-        ingest.spools.clear()
-        node.log(5)
-        assert node.is_empty()
-    ingest.only().check()
-    assert ingest.images() == [f"i{number}" for number in range(21, 26)]
-    assert ingest.only().gaps == [(1, 20, GapReason.RELEASED)]
-    assert "it was replaced" in caplog.text
-
-
-def test_a_store_that_was_put_back_from_an_older_copy(node: Node, ingest: FakeIngest) -> None:
-    node.log(20)
-    with node.shipping():
-        assert node.is_empty()
-    stored = ingest.only()
-    stored.committed_through = 12
-    for sequence in range(13, 21):
-        del stored.predictions[sequence]
-    node.log(5)
-    with node.shipping():
-        assert node.is_empty()
-    stored.check()
-    assert stored.gaps == [(13, 20, GapReason.RELEASED)]
-
-
-def test_a_spool_that_was_put_back_from_an_older_copy_loses_nothing_new(
-    node: Node, ingest: FakeIngest, caplog: pytest.LogCaptureFixture
-) -> None:
-    node.log(3)
-    with node.shipping():
-        assert node.is_empty()
-    old = node.spool.identity.spool_id
-    ingest.spools["gate-1", old].committed_through = 50  # by the life that was forgotten
-    node.log(5)
-    with node.shipping():
-        assert eventually(lambda: ("gate-1", node.spool.identity.spool_id) in ingest.spools)
-        assert eventually(lambda: node.spool.identity.spool_id != old)
-        assert node.is_empty()
-        node.log(2)
-        assert node.is_empty()
-    renewed = ingest.spools["gate-1", node.spool.identity.spool_id]
-    renewed.check()
-    names = [renewed.predictions[sequence].image_id for sequence in sorted(renewed.predictions)]
-    assert names == [f"i{number}" for number in range(4, 11)]
-    assert "move to a new spool_id" in caplog.text
-
-
 @pytest.mark.slow
 def test_predictions_wait_for_company(tmp_path: Path, ingest: FakeIngest) -> None:
     node = Node(tmp_path, ingest.target, batch_timeout_seconds=1.5)
@@ -399,70 +280,6 @@ def test_an_unexpected_error_is_survived(
         assert node.is_empty()
     assert "unexpected error, trying again" in caplog.text
     assert ingest.images() == images(5)
-
-
-class FullDisk:
-    """Makes one method of a spool fail, once, as SQLite does on a full disk."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, spool: Spool, name: str) -> None:
-        self._method = getattr(spool, name)
-        self.has_failed = False
-        patch.setattr(spool, name, self)
-
-    def __call__(self, *arguments: object, **named: object) -> object:
-        if self.has_failed:
-            return self._method(*arguments, **named)
-        self.has_failed = True
-        raise sqlite3.OperationalError("database or disk is full")
-
-
-def test_what_a_full_disk_keeps_from_being_deleted_is_deleted_later(
-    node: Node, ingest: FakeIngest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    disk = FullDisk(monkeypatch, node.spool, "acknowledge")
-    node.log(5)
-    with node.shipping():
-        assert node.is_empty()  # and not only when something else is logged
-    assert disk.has_failed
-    assert (node.progress.delivered, node.progress.committed) == (5, 5)
-    assert ingest.images() == images(5)
-
-
-def test_a_store_that_was_replaced_while_the_disk_was_full(
-    node: Node, ingest: FakeIngest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    node.log(20)
-    with node.shipping():
-        assert node.is_empty()
-    ingest.spools.clear()
-    disk = FullDisk(monkeypatch, node.spool, "rewind")
-    node.log(5)
-    with node.shipping():
-        assert node.is_empty()
-    assert disk.has_failed
-    ingest.only().check()
-    assert ingest.only().gaps == [(1, 20, GapReason.RELEASED)]
-
-
-def test_a_spool_that_was_put_back_while_the_disk_was_full(
-    node: Node, ingest: FakeIngest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Under its old name, the server would take what is new for what it has."""
-    node.log(3)
-    with node.shipping():
-        assert node.is_empty()
-    old = ingest.only()
-    # By the life that was forgotten.
-    old.predictions |= {n: prediction_pb2.Prediction(image_id=f"other-{n}") for n in (4, 5, 6)}
-    old.committed_through = 6
-    disk = FullDisk(monkeypatch, node.spool, "renew")
-    node.log(2)
-    with node.shipping():
-        node.log(5)
-        assert node.is_empty()
-    assert disk.has_failed
-    assert len(ingest.spools) == 2
-    assert [name for name in ingest.images() if "other" not in name] == images(10)
 
 
 def test_retries_are_spread_over_a_time_that_grows_to_a_bound() -> None:

@@ -309,7 +309,7 @@ def test_images_that_are_refused(model: Model, change: Change, field: str, rule:
     ],
     ids=["empty", "type", "bytes", "bomb"],
 )
-def test_a_image_that_is_refused_undecoded(model: Model, data: bytes, reason: str) -> None:
+def test_an_image_that_is_refused_undecoded(model: Model, data: bytes, reason: str) -> None:
     for make, field in (
         (encoded, "inputs[0].contents.bytes_contents[1]"),
         (raw_encoded, "raw_input_contents[0][1]"),

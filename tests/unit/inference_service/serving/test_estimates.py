@@ -64,7 +64,7 @@ def test_an_unknown_size_is_told_from_its_neighbours() -> None:
     assert estimates.p95(1, 0) == pytest.approx(0.1)  # at worst as long as two
 
 
-def test_a_image_costs_by_its_size_and_not_by_those_of_others() -> None:
+def test_an_image_costs_by_its_size_and_not_by_those_of_others() -> None:
     """Item 5: after large pictures of one caller, small ones of another are not late."""
     estimates = known(0.1)
     for _ in range(20):

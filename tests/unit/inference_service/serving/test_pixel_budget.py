@@ -44,7 +44,7 @@ def test_pixels_are_held_within_the_block_only() -> None:
     assert budget.reserved == 0
 
 
-def test_a_image_waits_for_the_one_before_it() -> None:
+def test_an_image_waits_for_the_one_before_it() -> None:
     budget = PixelBudget(LIMIT)
     with budget.for_call()(1000):
         waiting = reserving(budget, 1000)
