@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from tests.browser.console import ConsoleProcess
 from tests.browser.fleet import send
@@ -21,16 +21,23 @@ PATIENCE_MS = 30_000
 expect.set_options(timeout=PATIENCE_MS)
 
 
-@pytest.fixture(scope="session")
-def browser_type_launch_args() -> dict[str, object]:
-    """Return how to start the browser; its sandbox does not run as root."""
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """A browser for the tests of one file.
+
+    While Playwright runs, its event loop is the thread's, so it must have ended before the next
+    asynchronous test: the fixtures of pytest-playwright, which end with the session, will not do.
+    """
     if CHROMIUM is None:
         sentence = "there is no Chromium here: `make browser` installs Debian's, as root"
         if os.environ.get("SIGHTLINE_REQUIRE_COMPAT"):
             pytest.fail(sentence)
         pytest.skip(sentence)
-    flags = ["--no-sandbox"] if os.geteuid() == 0 else []
-    return {"executable_path": CHROMIUM, "args": flags}
+    flags = ["--no-sandbox"] if os.geteuid() == 0 else []  # it does not run as root
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browser
+        browser.close()
 
 
 @dataclass
@@ -93,7 +100,7 @@ Open = Callable[..., Visit]
 
 
 @pytest.fixture
-def visit(browser: Browser) -> Iterator[Open]:
+def visit(chromium: Browser) -> Iterator[Open]:
     """Return a function that prepares a page on a console.
 
     The test fails if the page writes to the browser's console or fetches from another host.
@@ -102,7 +109,7 @@ def visit(browser: Browser) -> Iterator[Open]:
 
     def prepare(console: ConsoleProcess, **options: object) -> Visit:
         settings: dict[str, object] = {"viewport": {"width": SIZE[0], "height": SIZE[1]}, **options}
-        page = browser.new_context(**settings).new_page()  # type: ignore[arg-type]
+        page = chromium.new_context(**settings).new_page()  # type: ignore[arg-type]
         page.set_default_timeout(PATIENCE_MS)
         made = Visit(page, console.url)
         host = urlsplit(console.url).netloc
