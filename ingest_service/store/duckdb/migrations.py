@@ -11,8 +11,8 @@ VERSIONS: Sequence[str] = (
     "schema_2.sql",
     "schema_3.sql",
     "schema_4.sql",
-    "schema_records.sql",
-    "schema_figures.sql",
+    "schema_5.sql",
+    "schema_6.sql",
 )
 """SQL files of this package; the nth migrates from version n - 1 to n. Version 0 is empty."""
 

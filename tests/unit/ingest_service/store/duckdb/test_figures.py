@@ -27,7 +27,7 @@ from tests.unit.ingest_service.samples import NOW, message, prediction, spool
 from tests.unit.ingest_service.store_conformance import commit, stats, update_rollups
 from tests.unit.ingest_service.stores import make_of_schema
 
-WITHOUT = VERSIONS.index("schema_figures.sql")
+WITHOUT = VERSIONS.index("schema_6.sql")
 """The last version whose rollups have no confidences."""
 FIRST_WITH_BLOCKS = 2
 

@@ -35,7 +35,7 @@ from tests.unit.ingest_service.samples import (
 from tests.unit.ingest_service.store_conformance import MovableClock, commit
 from tests.unit.ingest_service.stores import leave
 
-MIGRATION = Path(migrations.__file__).parent / "schema_records.sql"
+MIGRATION = Path(migrations.__file__).parent / "schema_5.sql"
 """The version that added the tables `devices` and `spool_sums`."""
 
 

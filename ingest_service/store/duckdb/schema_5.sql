@@ -1,4 +1,4 @@
--- Devices and the ledger, without reading all rows.
+-- Version 5: devices and the ledger, without reading all rows.
 
 -- One row per device: its last stream (ingest_service/store/duckdb/last_streams.py).
 CREATE TABLE devices (

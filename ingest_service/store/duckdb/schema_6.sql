@@ -1,4 +1,4 @@
--- Sums of confidences, cloud reasons and versions of models in rollups.
+-- Version 6: sums of confidences, cloud reasons and versions of models in rollups.
 
 -- True: the rollups of the block have the columns below. NULL: they were made by an older version. The
 -- service makes them again from the rows; until then it reads the block row by row.
