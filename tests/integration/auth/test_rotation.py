@@ -22,7 +22,7 @@ from sightline import LogOptions, PredictionLogger
 from sightline.cli.processes import ServiceProcess
 from tests.integration.auth.authority import Authority
 from tests.integration.auth.services import PATIENCE, RED, ingest, serving, stored
-from tests.integration.inference.test_uploads import by, upload
+from tests.integration.inference.upload_callers import by, upload
 from tests.unit.edge.samples import eventually, prediction
 
 COUNT = 20

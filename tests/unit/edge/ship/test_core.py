@@ -1,17 +1,11 @@
 """Interactions of the shipper's core, as transcripts."""
 
-from collections.abc import Sequence
-
 import grpc
 import pytest
 
 from edge.ship.core import (
-    SEND_SECONDS,
-    WATERMARK_SECONDS,
     Acknowledge,
-    Action,
     BackOff,
-    FetchWatermark,
     GiveUp,
     Pause,
     Renew,
@@ -22,7 +16,7 @@ from edge.ship.core import (
 )
 from edge.spool.lineage import Agreement
 from servicekit.errors import SightlineError
-from tests.fakes.ingest import conflict
+from tests.unit.edge.ship.plays import Play
 
 AWAY = SightlineError(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", "away")
 LATE = SightlineError(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "late")
@@ -42,63 +36,6 @@ def hole(expected: int | str) -> SightlineError:
         f"sequence {expected} is missing",
         metadata={"expected_sequence": str(expected)},
     )
-
-
-class Play:
-    """Plays a transcript against a core: what it wants, what happens, what it does about it."""
-
-    def __init__(
-        self, acknowledged: int = 0, last: int = 0, stream_size: int = 8, sent: int | None = None
-    ) -> None:
-        self.core = ShipCore(
-            acknowledged=acknowledged,
-            sent_through=last if sent is None else sent,
-            opened_at=last,
-            stream_size=stream_size,
-        )
-        self._sent: Sent | None = None
-
-    def asks(self) -> "Play":
-        assert self.core.next() == FetchWatermark(WATERMARK_SECONDS)
-        self._sent = None
-        return self
-
-    def sends(
-        self,
-        after: int,
-        last: int,
-        limit: int = 8,
-        timeout: float = SEND_SECONDS,
-        *,
-        gap: bool = False,
-        entries: int | None = None,
-    ) -> "Play":
-        assert self.core.next() == Send(after, limit, timeout)
-        count = last - after if entries is None else entries
-        self._sent = Sent(last, count, is_prediction=bool(count) and not gap)
-        self.core.sending(self._sent)
-        return self
-
-    def watermark(self, number: int, agreed: Agreement | None = None) -> "Answer":
-        assert self._sent is None
-        return Answer(self, self.core.watermark_received(number, agreed))
-
-    def answer(self, committed_through: int, duplicates: int = 0) -> "Answer":
-        assert self._sent is not None
-        return Answer(self, self.core.stream_answered(committed_through, self._sent, duplicates))
-
-    def fails(self, error: SightlineError) -> "Answer":
-        return Answer(self, self.core.call_failed(error, self._sent))
-
-
-class Answer:
-    def __init__(self, play: Play, actions: Sequence[Action]) -> None:
-        self._play = play
-        self._actions = list(actions)
-
-    def then(self, *actions: Action) -> Play:
-        assert self._actions == list(actions)
-        return self._play
 
 
 def test_a_good_day() -> None:
@@ -406,63 +343,3 @@ def test_what_does_not_arrive_in_time_is_sent_in_smaller_parts() -> None:
         core.sending(sent)
         assert core.call_failed(stalled, sent) == [BackOff(stalled)]
         core.watermark_received(0)
-
-
-def test_what_was_spooled_before_the_copy_was_made_is_not_moved() -> None:
-    """The spool was put back: of 5 to 9 that are pending the server has all, and more."""
-    play = Play(acknowledged=4, last=9, sent=4)
-    play.asks().watermark(12, Agreement(9, is_overrun=True)).then(Acknowledge(9), Renew(True))
-
-
-def test_what_was_spooled_offline_since_is_moved() -> None:
-    play = Play(acknowledged=4, last=20, sent=4)
-    play.asks().watermark(12, Agreement(9, is_overrun=True)).then(Acknowledge(9), Renew(True))
-
-
-def test_a_twin_that_was_faster_ends_the_stream_and_then_it_is_asked() -> None:
-    play = Play(acknowledged=4, last=9)
-    play.asks().watermark(4, Agreement(4)).then()
-    play.sends(4, 9).fails(conflict(7)).then()
-    play.asks().watermark(8, Agreement(6)).then(Acknowledge(6), Renew(True))
-
-
-def test_a_conflict_that_nothing_explains_moves_what_is_pending() -> None:
-    play = Play(acknowledged=4, last=9)
-    play.asks().watermark(4, Agreement(4)).then()
-    play.sends(4, 9).fails(conflict(9)).then()
-    play.asks().watermark(9, Agreement(9)).then(Renew())
-
-
-def test_a_conflict_does_not_become_a_loop() -> None:
-    play = Play(acknowledged=4, last=9)
-    play.asks().watermark(4).then()
-    play.sends(4, 9).fails(conflict(5)).then()
-    play.asks().watermark(4).then(Renew())
-
-
-def test_a_clone_of_this_very_process_is_noticed_by_the_last_prediction() -> None:
-    play = Play(acknowledged=4, last=4)
-    play.asks().watermark(8, Agreement(8)).then()
-    play.sends(7, 8, limit=1).fails(conflict(8)).then()
-    play.asks().watermark(8, Agreement(8)).then(Renew())
-
-
-def test_a_copy_that_has_sent_what_this_process_has_spooled() -> None:
-    play = Play(acknowledged=4, last=4)
-    play.asks().watermark(8, Agreement(8)).then()
-    play.sends(7, 8, limit=1).answer(8, duplicates=1).then(Acknowledge(8))
-
-
-def test_a_clone_that_went_further_leaves_all_pending() -> None:
-    play = Play(acknowledged=4, last=4)
-    play.asks().watermark(30, Agreement(9, is_overrun=True)).then(Renew())
-
-
-def test_duplicates_of_what_was_never_sent_mean_a_twin() -> None:
-    """With a server that keeps no generations: rather twice than not at all."""
-    play = Play(acknowledged=4, last=6)
-    play.asks().watermark(4).then()
-    play.sends(4, 9).answer(9, duplicates=3).then(Acknowledge(6), Renew())
-    play = Play(acknowledged=4, last=6)
-    play.asks().watermark(4).then()
-    play.sends(4, 9).answer(9, duplicates=2).then(Acknowledge(9))
