@@ -8,12 +8,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from console_service.context import Console
 from console_service.errors import response_of, unforeseen
-from console_service.front import Front
+from console_service.front import ENDLESS, Front
 from console_service.mistakes import refused
 from console_service.routes import figures, infer, live, log, page, probes, records, sessions
 from console_service.schemas import components
@@ -35,12 +34,19 @@ def application(console: Console) -> ASGIApp:
     Args:
         console: its parts.
     """
-    app = FastAPI(title="Sightline", version=version(), docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Sightline",
+        version=version(),
+        docs_url=None,
+        redoc_url=None,
+        # They would lead from HTTPS, which a proxy may end, to the same host in plain text.
+        redirect_slashes=False,
+    )
     app.state.console = console
     for router in _ROUTERS:
         app.include_router(router)
-    app.mount("/static", StaticFiles(directory=page.STATIC), name="static")
-    app.mount("/apidocs", StaticFiles(directory=page.APIDOCS), name="apidocs")
+    app.mount("/static", page.FreshFiles(directory=page.STATIC), name="static")
+    app.mount("/apidocs", page.FreshFiles(directory=page.APIDOCS), name="apidocs")
     app.add_exception_handler(SightlineError, _known)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
@@ -81,7 +87,12 @@ async def _http(request: Request, error: Exception) -> Response:
     }.get(status, str(cast("HTTPException", error).detail))
     reason = {404: "NO_SUCH_ROUTE", 405: "METHOD_NOT_ALLOWED"}.get(status, "HTTP_ERROR")
     code = _CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT)
-    return response_of(SightlineError(code, reason, detail), status)
+    response = response_of(SightlineError(code, reason, detail), status)
+    if status == 405:
+        allowed = (cast("HTTPException", error).headers or {}).get("Allow", "GET")  # files
+        has_head = allowed == "GET" and request.url.path not in ENDLESS
+        response.headers["Allow"] = "GET, HEAD" if has_head else allowed
+    return response
 
 
 def _parameters(request: Request) -> list[str]:

@@ -35,6 +35,8 @@ _HEADERS = {
     "cross-origin-resource-policy": "same-origin",
 }
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+ENDLESS = frozenset({"/live"})
+"""Paths whose answers do not end, so that there is no HEAD of them."""
 TIMINGS = "sightline.timings"
 """Key of a scope: times by name, s, for the header `Server-Timing`."""
 
@@ -78,6 +80,8 @@ class Front:
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
+        if _has_two_lengths(scope):
+            raise invalid("Content-Length", "must not be given beside Transfer-Encoding")
         host = headers.get("host", "")
         if not is_allowed_host(host, self._settings.allowed_hosts):
             raise SightlineError(
@@ -110,7 +114,10 @@ class Front:
         """
         body = _Body(receive, self._settings.receive_timeout_seconds)
         body.limit, body.too_large = self._settings.max_request_bytes, self._too_large()
-        answering = asyncio.ensure_future(self._app(scope, body.next, send))
+        inner, method = scope, scope["method"]
+        if method == "HEAD" and scope["path"] not in ENDLESS:
+            inner = {**scope, "method": "GET"}  # the server sends no body for its own scope's HEAD
+        answering = asyncio.ensure_future(self._app(inner, body.next, send))
         leaving = asyncio.ensure_future(body.pump())
         try:
             await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -123,6 +130,8 @@ class Front:
             for task in (answering, leaving):
                 task.cancel()
             await asyncio.gather(answering, leaving, return_exceptions=True)
+            scope.update(inner)  # with the route that was found
+            scope["method"] = method
 
     def _too_large(self) -> SightlineError:
         return invalid(
@@ -213,6 +222,8 @@ class _Answer:
             for name, value in _HEADERS.items():
                 headers.setdefault(name, value)
             headers["server-timing"] = self._timings()
+            if _has_two_lengths(self._scope):
+                headers["connection"] = "close"
         await self._send(message)
 
     async def fail(self, error: SightlineError) -> None:
@@ -224,6 +235,15 @@ class _Answer:
     def _timings(self) -> str:
         spent = {**self._scope[TIMINGS], "total": time.monotonic() - self.begun}
         return ", ".join(f"{name};dur={1e3 * seconds:.1f}" for name, seconds in spent.items())
+
+
+def _has_two_lengths(scope: Scope) -> bool:
+    """Return True if a request has two lengths, of which a proxy may have taken the other.
+
+    What follows on the connection may then be half of a request (RFC 9112, 6.3).
+    """
+    headers = Headers(scope=scope)
+    return "transfer-encoding" in headers and "content-length" in headers
 
 
 async def _no_more() -> Message:

@@ -38,7 +38,12 @@ def is_allowed_origin(origin: str, host: str, origins: Collection[str]) -> bool:
         host: the header `Host` of the same request.
         origins: further origins.
     """
-    return origin in origins or urlsplit(origin).netloc.lower() == host.lower() != ""
+    if origin in origins:
+        return True
+    try:
+        return urlsplit(origin).netloc.lower() == host.lower() != ""
+    except ValueError:
+        return False
 
 
 def _name(host: str) -> str | None:

@@ -5,10 +5,17 @@ refused: a mistyped filter would otherwise match every prediction.
 """
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+)
 from sightline.ingest.v1.ingest_pb2 import PredictionFilter
 from sightline.types.v1.prediction_pb2 import PredictionSource
 
@@ -23,7 +30,15 @@ def _zone_with_plus(value: object) -> object:
     return re.sub(r" (\d\d:?\d\d)$", r"+\1", value) if isinstance(value, str) else value
 
 
-Time = Annotated[AwareDatetime, BeforeValidator(_zone_with_plus)]
+def _in_utc(time: datetime) -> datetime:
+    """Return a time in UTC. Raises ValueError for one that is out of years 1 to 9999 there."""
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must be in the years 1 to 9999 in UTC") from None
+
+
+Time = Annotated[AwareDatetime, BeforeValidator(_zone_with_plus), AfterValidator(_in_utc)]
 Names = Annotated[list[str], Field(max_length=1000)]
 
 

@@ -7,9 +7,9 @@ nothing, so that any console behind a load balancer knows the session.
 """
 
 import re
-from http.cookies import CookieError, SimpleCookie
 
 import grpc
+from starlette.requests import cookie_parser
 
 from servicekit.errors import SightlineError, invalid
 
@@ -44,12 +44,13 @@ def cookie_of(credential: str, seconds: int, *, secure: bool) -> str:
 
 
 def credential_in(cookie: str) -> str | None:
-    """Return the credential of a header `Cookie`; None: it has no session."""
-    try:
-        found = SimpleCookie(cookie).get(COOKIE)
-    except CookieError:
-        return None
-    return found.value if found is not None and found.value else None
+    """Return the credential of a header `Cookie`; None: it has no session.
+
+    Cookies belong to a host and not to a port: those of other programs on it are here too, and some
+    of them break the grammar of cookies, at which `http.cookies.SimpleCookie` drops every cookie.
+    """
+    found = cookie_parser(cookie).get(COOKIE, "")
+    return found if _CREDENTIAL.fullmatch(found) else None
 
 
 def authorization_of(header: str | None, cookie: str | None) -> str | None:

@@ -1,7 +1,7 @@
 """The route that asks the inference service for images."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field, ValidationError
@@ -40,6 +40,10 @@ _BODY = {
 }
 
 
+Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
+"""A number that the contract can carry; the service says which ones it takes."""
+
+
 class InferFields(QueryParameters):
     """Fields of the form beside the images, or parameters of the query string."""
 
@@ -49,8 +53,8 @@ class InferFields(QueryParameters):
     version: str = Field("", description="version of the model; empty: its default")
     confidence_threshold: float | None = None
     iou_threshold: float | None = None
-    max_detections: int | None = None
-    top_k: int | None = None
+    max_detections: Int32 | None = None
+    top_k: Int32 | None = None
     mask_format: Literal["off", "polygon", "rle"] | None = None
     polygon_tolerance: float | None = None
 
@@ -101,6 +105,8 @@ async def _asked(request: Request) -> InferRequest:
         form = await request.form(max_files=MAX_IMAGES, max_fields=MAX_IMAGES)
     except HTTPException as error:  # Starlette's for a form that cannot be parsed
         raise invalid("body", f"must be {_FORM}: {error.detail}") from error
+    except UnicodeError as error:  # some codecs raise more than Starlette expects
+        raise invalid("Content-Type", "must have the charset utf-8, or none") from error
     try:
         files = [(n, v) for n, v in form.multi_items() if isinstance(v, UploadFile)]
         texts = [(n, v) for n, v in form.multi_items() if not isinstance(v, UploadFile)]

@@ -4,10 +4,12 @@ import base64
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import grpc
 from fastapi import APIRouter
 from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
 
 from console_service.front import CSP
 from servicekit.errors import SightlineError
@@ -18,6 +20,20 @@ router = APIRouter(include_in_schema=False)
 _FRESH = {"Cache-Control": "no-cache"}
 # RapiDoc writes styles into its elements.
 _DOCS_CSP = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
+
+
+class FreshFiles(StaticFiles):
+    """Files that browsers ask for anew, by their ETag, each time.
+
+    Without this, a browser guesses from a file's age for how long it may keep it, and would mix
+    modules of two versions after an upgrade.
+    """
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:  # noqa: ANN401 - Starlette's
+        """Return the response for a file."""
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(_FRESH)
+        return response
 
 
 _INLINE_SCRIPT = re.compile(r"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)

@@ -17,6 +17,7 @@ from sightline.ingest.v1.reads_pb2 import (
     ListRejectionsRequest,
     ListRejectionsResponse,
 )
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.responses import Response
 
 from console_service.answers import answer
@@ -33,6 +34,15 @@ _GAP_REASONS = {
     for number, word in words_of(GapReason.DESCRIPTOR).items()
     if word
 }
+
+
+class NameConvertor(PathConvertor):
+    """Any text in a path. Starlette's own `path` ends at a line break, which ids may have."""
+
+    regex = r"(?s:.*)"
+
+
+register_url_convertor("name", NameConvertor())
 _ANY_REASON = "GAP_REASON_UNSPECIFIED"
 
 
@@ -119,7 +129,7 @@ async def rejections(
 
 
 @router.get(
-    "/predictions/{device_id:path}/{spool_id}/{sequence}", responses=answers(GetPredictionResponse)
+    "/predictions/{device_id:name}/{spool_id}/{sequence}", responses=answers(GetPredictionResponse)
 )
 async def prediction(
     here: Here,

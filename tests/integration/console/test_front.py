@@ -32,6 +32,49 @@ def test_every_answer_has_the_headers_of_a_careful_server(world: World) -> None:
         assert headers["server-timing"].rpartition("total;dur=")[2]
 
 
+@pytest.mark.parametrize("path", ["/", "/static/app.js", "/stats", "/healthz", "/stats?limt=1"])
+def test_a_head_is_that_of_the_get(world: World, path: str) -> None:
+    head, whole = (world.browser().send(method, path, None) for method in ("HEAD", "GET"))
+    assert (head.status, head.body) == (whole.status, b"")
+    assert head.headers["content-length"] == whole.headers["content-length"] == str(len(whole.body))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        *(("PUT", "/stats", "GET, HEAD"), ("TRACE", "/static/app.js", "GET, HEAD")),
+        *(("GET", "/infer", "POST"), ("HEAD", "/live", "GET")),
+    ],
+)
+def test_a_method_that_is_none_here_says_which_are(
+    world: World, method: str, path: str, allowed: str
+) -> None:
+    answer = world.browser().send(method, path, None)
+    assert (answer.status, answer.headers["allow"]) == (405, allowed)
+
+
+def test_files_of_the_page_are_asked_for_anew_after_an_upgrade(world: World) -> None:
+    for path in ("/", "/docs", "/static/app.js", "/apidocs/rapidoc-min.js"):
+        answer = world.browser(None).get(path)
+        assert answer.headers["cache-control"] == "no-cache"
+    etag = world.browser(None).get("/static/app.js").headers["etag"]
+    known = world.browser(None).get("/static/app.js", if_none_match=etag)
+    assert (known.status, known.body, known.headers["cache-control"]) == (304, b"", "no-cache")
+
+
+def test_a_request_with_two_lengths_is_refused_and_ends_the_connection(world: World) -> None:
+    """What a proxy takes for the body would otherwise be the next request."""
+    with connected(world.console.address) as sent:
+        sent.sendall(
+            b"POST /infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /healthz HTTP/1.1\r\n"
+            b"Host: localhost\r\n\r\n"
+        )
+        answers = b"".join(iter(lambda: sent.recv(65536), b""))
+    assert answers.startswith(b"HTTP/1.1 400 ")
+    assert answers.count(b"HTTP/1.1") == 1
+
+
 def test_the_timing_says_where_the_time_went(world: World) -> None:
     timing = world.browser().get("/stats").headers["server-timing"]
     names = [part.partition(";")[0] for part in timing.split(", ")]

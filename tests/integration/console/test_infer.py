@@ -72,6 +72,8 @@ def test_fields_are_parameters(world: World) -> None:
         ([("picture", "a.png", RED)], {}, "picture"),
         ([("image", "a.png", RED)], {"modle": "colours"}, "modle"),
         ([("image", "a.png", RED)], {"top_k": "many"}, "top_k"),
+        ([("image", "a.png", RED)], {"max_detections": "5000000000"}, "max_detections"),
+        ([("image", "a.png", RED)], {"top_k": "-5000000000"}, "top_k"),
         ([("image", "a.png", RED)], {"mask_format": "png"}, "mask_format"),
     ],
 )
@@ -80,6 +82,13 @@ def test_a_mistake_in_a_form_names_its_field(
 ) -> None:
     answer = ask(world, *files, **fields)
     assert (answer.status, answer.json["field"]) == (400, field), answer.json
+
+
+@pytest.mark.parametrize("charset", ["punycode", "undefined"])
+def test_a_charset_that_no_form_has_is_refused(world: World, charset: str) -> None:
+    body, kind = form(("image", "a.png", RED), model="colours")
+    answer = world.browser("asker").post("/infer", body, content_type=f"{kind}; charset={charset}")
+    assert (answer.status, answer.json["field"]) == (400, "Content-Type"), answer.json
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,6 +125,11 @@ def test_a_mistake_names_its_field(world: World, path: str, field: str, reason: 
         ("GET", "/pictures/00ff", 404, "PICTURES_NOT_KEPT"),
         ("GET", "/static/../settings.py", 404, "NO_SUCH_ROUTE"),
         ("GET", "/static/%2e%2e/settings.py", 404, "NO_SUCH_ROUTE"),
+        ("GET", "/stats/", 404, "NO_SUCH_ROUTE"),
+        *(
+            ("GET", f"/predictions/{device}/{uuid.UUID(int=4)}/1", 404, "NOT_COMMITTED")
+            for device in ("a%2Fb", "a%0Ab", "a%3Fb%23c%25", "%F0%9F%98%80", "a/../b%2F")
+        ),
     ],
 )
 def test_what_is_not_there_says_so(

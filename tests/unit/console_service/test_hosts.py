@@ -44,6 +44,7 @@ def test_a_star_allows_every_name() -> None:
         ("null", "127.0.0.1:8080", False),
         ("null", "", False),
         ("", "", False),
+        ("http://[", "127.0.0.1:8080", False),
     ],
 )
 def test_a_page_changes_only_what_is_its_own(origin: str, host: str, allowed: bool) -> None:

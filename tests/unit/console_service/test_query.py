@@ -55,6 +55,12 @@ def test_each_parameter_is_a_condition() -> None:
         ({"source": "edge"}, "source", "must be 'device' or 'cloud', got 'edge'"),
         ({"start_time": "2026-11-30T00:00:00"}, "start_time", "must have timezone info"),
         ({"start_time": "today"}, "start_time", "must be a valid datetime"),
+        (
+            {"start_time": "0001-01-01T00:00:00+14:00"},
+            "start_time",
+            "in the years 1 to 9999 in UTC",
+        ),
+        ({"end_time": "9999-12-31T23:59:59-14:00"}, "end_time", "in the years 1 to 9999 in UTC"),
         ({"defect_detected": "maybe"}, "defect_detected", "must be a valid boolean"),
         ({"model_nmae": "m"}, "model_nmae", "is no parameter here, did you mean model_name?"),
         ({"model_name": ["m"] * 1001}, "model_name", "at most 1000 items"),

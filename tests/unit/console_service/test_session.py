@@ -41,6 +41,12 @@ def test_a_credential_that_no_cookie_holds_is_refused() -> None:
         (None, "other=key", None),
         (None, f"{COOKIE}=", None),
         (None, "][", None),
+        # Cookies of other programs on the same host.
+        (None, f'prefs={{"a": 1}}; {COOKIE}=key', "Bearer key"),
+        (None, f"word; a[b]=1; c=d e; f=é; {COOKIE}=key==", "Bearer key=="),
+        # What no console has set.
+        (None, f"{COOKIE}=é", None),
+        (None, f'{COOKIE}="a\\012b: c"', None),
     ],
 )
 def test_a_header_comes_before_the_session(
