@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
+from sightline.inference.v1.inference_service_pb2 import ListModelsRequest
 
 from console_service.backend import INFERENCE, INGEST, Backend, HttpCall
 from console_service.errors import FACTS
@@ -66,6 +67,19 @@ class Console:
             return
         async with self.strangers.place(call.remaining):
             yield
+
+    async def judge_before_upload(self, call: HttpCall) -> None:
+        """Ask the inference service whether it accepts a credential, if that is not known yet.
+
+        A body may take long to arrive: it must not do so in one of the few places of strangers.
+
+        Raises:
+            SightlineError: the service refuses the credential, or cannot be reached.
+        """
+        if not self.backend.known.has(INFERENCE, call.authorization):
+            async with self.entry(INFERENCE, call):
+                method = self.backend.inference.ListModels
+                await self.backend.ask(INFERENCE, method, ListModelsRequest(), call)
 
 
 def console_of(request: Request) -> Console:
@@ -133,7 +147,8 @@ async def _upload_place(
     console: Annotated[Console, Depends(console_of)], call: Annotated[HttpCall, Depends(call_of)]
 ) -> AsyncIterator[None]:
     begun = time.monotonic()
-    async with console.entry(INFERENCE, call), console.uploads.place(call.remaining):
+    await console.judge_before_upload(call)
+    async with console.uploads.place(call.remaining):
         call.spent("wait", begun)
         with console.metrics.in_flight.labels("uploads").track_inprogress():
             yield

@@ -35,6 +35,8 @@ _HEADERS = {
     "cross-origin-resource-policy": "same-origin",
 }
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_SLOWEST = 16 * 1024
+"""Bytes of a body that must arrive in a second, beyond the time for its next part."""
 ENDLESS = frozenset({"/live"})
 """Paths whose answers do not end, so that there is no HEAD of them."""
 TIMINGS = "sightline.timings"
@@ -171,6 +173,8 @@ class _Body:
         self._timeout = timeout
         self._messages: asyncio.Queue[Message | SightlineError] = asyncio.Queue(1)
         self._size = 0
+        self._waited = 0.0
+        """Time that was spent on waiting for the client, s."""
 
     async def next(self) -> Message:
         """Return the next message of the request. Raises SightlineError for one too many."""
@@ -184,8 +188,10 @@ class _Body:
         more = True
         while True:
             try:
-                async with asyncio.timeout(self._timeout if more else None):
+                async with asyncio.timeout(self._patience() if more else None):
+                    begun = time.monotonic()
                     message = await self._receive()
+                    self._waited += time.monotonic() - begun
             except TimeoutError:
                 await self._messages.put(self._stalled())
                 more = False
@@ -196,11 +202,19 @@ class _Body:
             more = message.get("more_body", False)
             await self._messages.put(self.too_large if self._size > self.limit else message)
 
+    def _patience(self) -> float:
+        """Return the time for the next part of the body, s.
+
+        A client that sends a byte now and then would otherwise hold its place without an end.
+        """
+        return self._timeout + min(self._size / _SLOWEST - self._waited, 0.0)
+
     def _stalled(self) -> SightlineError:
         return SightlineError(
             grpc.StatusCode.DEADLINE_EXCEEDED,
             "REQUEST_STALLED",
-            f"no part of the request arrived within {self._timeout:g} s",
+            f"the request stalled: a part of it must arrive within {self._timeout:g} s (setting"
+            f" receive_timeout_seconds), and {_SLOWEST // 1024} KiB each second",
         )
 
 

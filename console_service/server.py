@@ -10,6 +10,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
+from console_service.connections import BoundedConnection
 from console_service.settings import ConsoleSettings
 from servicekit.addresses import stays_here
 from servicekit.lifecycle import StartError, report_ready, stop_signals
@@ -103,9 +104,12 @@ async def serve(
 
 
 def _config(settings: ConsoleSettings, app: ASGIApp) -> uvicorn.Config:
+    class Connection(BoundedConnection):
+        head_seconds = settings.receive_timeout_seconds
+
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=Connection,
         ws="none",
         lifespan="off",
         log_config=None,

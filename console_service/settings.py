@@ -84,7 +84,11 @@ class ConsoleSettings(ProcessSettings):
         16 * 1024 * 1024, ge=1024, le=2**31 - 1, description="maximum size of a request, bytes"
     )
     receive_timeout_seconds: float = Field(
-        10.0, ge=1, le=3600, description="time for a part of a request to arrive, s"
+        10.0,
+        ge=1,
+        le=3600,
+        description="time for the head of a request, and then for each part of its body, to arrive,"
+        " s; a body has to bring 16 KiB each second",
     )
     max_requests: int = Field(
         32,

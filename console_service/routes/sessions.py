@@ -1,8 +1,10 @@
 """Routes that begin and end the session of a browser."""
 
+from typing import Annotated
+
 import grpc
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from sightline.ingest.v1.ingest_service_pb2 import GetWatermarkRequest
 from starlette.responses import Response
 
@@ -11,7 +13,8 @@ from console_service.context import READ, Calling, Here, console_of
 from console_service.session import cookie_of
 from servicekit.errors import SightlineError, invalid
 
-router = APIRouter(prefix="/session", tags=["session"], dependencies=[READ])
+router = APIRouter(prefix="/session", tags=["session"])
+_MAX_BODY_BYTES = 8192
 _BODY = {
     "required": True,
     "content": {
@@ -28,10 +31,32 @@ _ACCEPTED = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.PERMISSION_DENIED
 """Codes of a call without a device whose credential is accepted."""
 
 
-@router.post("", status_code=204, response_class=Response, openapi_extra={"requestBody": _BODY})
-async def begin(request: Request, here: Here, call: Calling) -> Response:
+async def _shown(request: Request) -> str:
+    """Return the credential in a body. It is read before the request has a place."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > _MAX_BODY_BYTES:
+            raise invalid(
+                "body", f"must be at most {_MAX_BODY_BYTES} bytes", reason="REQUEST_TOO_LARGE"
+            )
+    return _credential(body)
+
+
+Shown = Depends(_shown)
+
+
+@router.post(
+    "",
+    status_code=204,
+    response_class=Response,
+    dependencies=[Shown, READ],
+    openapi_extra={"requestBody": _BODY},
+)
+async def begin(
+    request: Request, here: Here, call: Calling, credential: Annotated[str, Shown]
+) -> Response:
     """Begin a session with an API key or a JWT, which the ingest service must accept."""
-    credential = _credential(await request.body())
     settings = here.settings
     cookie = cookie_of(credential, round(3600 * settings.session_hours), secure=_secure(request))
     call.authorization = f"Bearer {credential}"

@@ -8,7 +8,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -107,30 +107,68 @@ def test_origins_that_are_allowed_read_answers_and_no_others(make_console: MakeC
     assert preflight.status == 200
 
 
-def test_a_request_that_is_too_large_is_refused(make_console: MakeConsole) -> None:
-    made = make_console(*targets("127.0.0.1:1"), "--max-request-bytes", "2000")
+def test_a_request_that_is_too_large_is_refused(world: World, make_console: MakeConsole) -> None:
+    services = targets(world.ingest.address, world.inference.address)
+    made = make_console(*services, "--max-request-bytes", "2000")
     browser = Browser(made.address, {})
     answer = browser.post("/infer", b"x" * 2001, content_type="image/png")
     assert (answer.status, answer.reason) == (413, "REQUEST_TOO_LARGE")
     # Without a length, as `curl -T -` sends.
     with connected(made.address) as sent:
         sent.sendall(
-            b"POST /infer HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
-            b"Transfer-Encoding: chunked\r\n\r\n" + b"3e8\r\n" + b"x" * 1000 + b"\r\n"
+            _upload(world, "asker")
+            + b"Transfer-Encoding: chunked\r\n\r\n"
+            + b"3e8\r\n"
+            + b"x" * 1000
+            + b"\r\n"
         )
         sent.sendall(b"3e9\r\n" + b"x" * 1001 + b"\r\n")
         assert sent.recv(4096).startswith(b"HTTP/1.1 413 ")
     assert browser.get("/healthz").status == 200
 
 
-def test_a_request_that_stalls_is_ended(make_console: MakeConsole) -> None:
-    made = make_console(*targets("127.0.0.1:1"), "--receive-timeout-seconds", "1")
-    with connected(made.address) as sent:
-        head = b"POST /infer HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
-        sent.sendall(head + b"Content-Length: 9\r\n\r\nx")
-        answer = b"".join(iter(lambda: sent.recv(65536), b""))  # the connection ends with it
-    assert answer.startswith(b"HTTP/1.1 504 ")
-    assert b"REQUEST_STALLED" in answer
+def test_a_request_that_stalls_is_ended(world: World, make_console: MakeConsole) -> None:
+    """Such connections would take all that there are, and such bodies all places."""
+    services = targets(world.ingest.address, world.inference.address)
+    made = make_console(*services, "--receive-timeout-seconds", "1")
+    healthz = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+    with ExitStack() as stack:
+        # What is sent first, and then again and again.
+        bodies = [
+            (_begun(stack, made, _upload(world, "asker") + b"Content-Length: 999\r\n\r\nx"), part)
+            for part in (b"", b"y")
+        ]
+        heads = [
+            (_begun(stack, made, first), part)
+            for first, part in [
+                *((b"", b""), (healthz, b""), (healthz + b"X: ", b"y")),
+                (healthz + b"\r\n" + healthz + b"X: ", b"y"),
+            ]
+        ]
+        for connection, part in bodies:
+            answer = _answered(connection, part)
+            assert answer.startswith(b"HTTP/1.1 504 ")
+            assert b"REQUEST_STALLED" in answer
+        for connection, part in heads[:3]:
+            assert _answered(connection, part) == b""
+        answer = _answered(*heads[3])
+        assert answer.startswith(b"HTTP/1.1 200 "), "the request before it is answered"
+        assert answer.count(b"HTTP/1.1") == 1
+
+
+def test_who_sends_slowly_takes_no_place_of_those_who_are_new(
+    world: World, make_console: MakeConsole
+) -> None:
+    services = targets(world.ingest.address, world.inference.address)
+    made = make_console(*services, "--max-requests", "1")  # a place for strangers, and four wait
+    head = b"POST /session HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\nx"
+    with ExitStack() as stack:
+        for _ in range(6):
+            _begun(stack, made, head)
+        reader = Browser(made.address, {"Authorization": f"Bearer {world.keys['reader']}"})
+        assert reader.get("/stats").status == 200
+    body = b"x" * 9000
+    assert Browser(made.address, {}).post("/session", body).status == 413
 
 
 def test_one_request_too_many_is_refused(world: World, make_console: MakeConsole) -> None:
@@ -222,6 +260,37 @@ def test_metrics_and_the_log_know_each_request(make_console: MakeConsole, tmp_pa
     (line,) = [line for line in lines if line["event"] == "request"]
     assert (line["path"], line["status"], line["trace_id"]) == ("/stats", 503, trace)
     assert "secret-gate" not in log
+
+
+def _upload(world: World, who: str) -> bytes:
+    """Return the begin of the head of an upload."""
+    return (
+        b"POST /infer HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+        b"Authorization: Bearer " + world.keys[who].encode() + b"\r\n"
+    )
+
+
+def _begun(stack: ExitStack, made: ServiceProcess, first: bytes) -> socket.socket:
+    """Return a connection to a console on which these bytes were sent."""
+    connection = stack.enter_context(connected(made.address))
+    connection.sendall(first)
+    connection.settimeout(0.1)
+    return connection
+
+
+def _answered(connection: socket.socket, part: bytes) -> bytes:
+    """Send a part again and again until the other side closes or answers with an error."""
+    ends_at = time.monotonic() + 30
+    answer = b""
+    while time.monotonic() < ends_at:
+        with suppress(TimeoutError):
+            found = connection.recv(65536)
+            answer += found
+            if not found or answer.endswith(b"}"):
+                return answer
+        with suppress(ConnectionError):
+            connection.sendall(part)
+    raise AssertionError("neither answer nor end")
 
 
 def connected(address: str) -> socket.socket:
