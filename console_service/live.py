@@ -27,6 +27,9 @@ RETRY_MILLISECONDS = 1000
 """Time after which a browser connects again, ms."""
 FIRST_SECONDS = 1.0
 """Time to wait for a refusal before the answer begins, s; later ones are events."""
+BEAT_SECONDS = 15.0
+"""Time without an event after which a comment is sent, s: proxies cut connections without traffic,
+and a client that has vanished is noticed by nothing else."""
 END = grpc.aio.EOF  # type: ignore[attr-defined] # the published types lack it
 _BACKOFF = (0.2, 0.5, 1.0, 2.0)
 
@@ -77,9 +80,13 @@ class LiveStream:
         try:
             while not ending.done():
                 reading = self._reading or self._follow()
-                await asyncio.wait({reading, ending}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(
+                    {reading, ending}, timeout=BEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
                 if not reading.done():
-                    return
+                    if not ending.done():
+                        yield b":\n\n"
+                    continue
                 try:
                     message = reading.result()
                 except grpc.aio.AioRpcError as refusal:

@@ -1,6 +1,7 @@
 """The route of live events."""
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -40,9 +41,11 @@ async def _opened(
         raise invalid("Last-Event-ID", f"must be an id of an event, got {len(token)} characters")
     stream = LiveStream(here, call, query.filter(), token, query.max_per_second)
     try:
-        async with here.entry(INGEST, call):
-            await stream.open()
-        async with here.live.place(0.0):
+        async with AsyncExitStack() as held:
+            async with here.entry(INGEST, call):
+                # Before the call: the service has few places for followers, too.
+                await held.enter_async_context(here.live.place(0.0))
+                await stream.open()
             with here.metrics.live.track_inprogress():
                 yield stream
     finally:

@@ -1,5 +1,6 @@
 """Live events from real services: no hole and no double, whatever is cut or restarted."""
 
+import math
 import signal
 import time
 import urllib.request
@@ -10,11 +11,17 @@ from pathlib import Path
 
 import grpc
 import pytest
-from sightline.ingest.v1.ingest_pb2 import LogHeader
+from prometheus_client import CollectorRegistry
+from sightline.ingest.v1.ingest_pb2 import LogHeader, PredictionFilter
 from sightline.ingest.v1.ingest_service_pb2 import PredictionLogRequest
 from sightline.ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
 from sightline.types.v1.prediction_pb2 import PREDICTION_SOURCE_DEVICE, Prediction
 
+from console_service import live
+from console_service.backend import Backend, HttpCall
+from console_service.context import Console
+from console_service.metrics import ConsoleMetrics
+from console_service.settings import ConsoleSettings
 from servicekit.auth.caller import Scope
 from servicekit.auth.key_file import KeyFile
 from sightline.cli.processes import ServiceProcess
@@ -234,10 +241,29 @@ def test_the_stream_begins_while_the_ingest_service_is_away(log: Log, reader: Br
 
 def test_a_page_that_goes_frees_its_stream(reader: Browser) -> None:
     with following(reader, Seen()):
-        refused = reader.get("/live")
+        refused = reader.get("/live?resume_token=none")  # which the service would refuse
         assert (refused.status, refused.reason) == (429, "TOO_MANY_LIVE")
     with following(reader, Seen()):
         pass
+
+
+async def test_a_stream_without_events_says_that_it_is_there(
+    server: IngestProcess, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "BEAT_SECONDS", 0.05)
+    settings = ConsoleSettings(ingest_target=server.address)
+    here = Console(settings, Backend(settings), ConsoleMetrics(CollectorRegistry()))
+    call = HttpCall(f"Bearer {key}", None, math.inf)
+    stream = live.LiveStream(here, call, PredictionFilter(), "", 50)
+    try:
+        await stream.open()
+        events = stream.events()
+        seen = [await anext(events) for _ in range(5)]
+        assert seen.count(b":\n\n") >= 3
+        here.draining.set()
+        assert [event async for event in events if event != b":\n\n"] == []
+    finally:
+        await here.backend.close()
 
 
 @pytest.mark.parametrize("token", ["nonsense", "é", "x" * 5000])
