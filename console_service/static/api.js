@@ -11,8 +11,8 @@ export const session = signal(0);
 
 const SIGNED_IN = "sightline-signed-in";
 
-/** Return True if this tab has signed in: the cookie itself cannot be seen. */
-export const hasSignedIn = () => sessionStorage.getItem(SIGNED_IN) !== null;
+/** Return True if this browser has signed in: the cookie itself cannot be seen. */
+export const hasSignedIn = () => localStorage.getItem(SIGNED_IN) !== null;
 
 /** Begin a session.
  * @param {string} credential An API key or a JWT.
@@ -23,7 +23,7 @@ export async function signIn(credential) {
     headers: { "content-type": "application/json" },
     body: JSON.stringify({ credential }),
   });
-  sessionStorage.setItem(SIGNED_IN, "");
+  localStorage.setItem(SIGNED_IN, "");
   signInNeeded.value = false;
   session.value++;
 }
@@ -31,7 +31,7 @@ export async function signIn(credential) {
 /** End the session. */
 export async function signOut() {
   await request("/session", { method: "DELETE" });
-  sessionStorage.removeItem(SIGNED_IN);
+  localStorage.removeItem(SIGNED_IN);
   signInNeeded.value = true;
   session.value++;
 }
@@ -48,6 +48,20 @@ export class RequestError extends Error {
     super(problem.message);
     this.problem = problem;
   }
+}
+
+const HAS_LONG = /[:,[]-?\d{16}/;
+
+/** Return the value of a JSON text. A sequence that a number would round stays the text that it is.
+ * @param {string} text
+ * @returns {any}
+ */
+export function parsed(text) {
+  if (!HAS_LONG.test(text)) return JSON.parse(text);
+  /** @param {string} key @param {unknown} value @param {{source?: string}} [context] */
+  const exact = (key, value, context) =>
+    key.endsWith("sequence") && !Number.isSafeInteger(value) ? (context?.source ?? value) : value;
+  return JSON.parse(text, exact);
 }
 
 /** Return the JSON of a path.
@@ -71,7 +85,7 @@ export async function request(path, options = {}) {
   }
   if (response.status === 204) return null;
   const text = await response.text();
-  if (response.ok) return JSON.parse(text);
+  if (response.ok) return parsed(text);
   if (response.status === 401) signInNeeded.value = true;
   throw new RequestError(problem(response.status, text));
 }

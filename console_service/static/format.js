@@ -4,8 +4,8 @@
 const whole = new Intl.NumberFormat("en");
 const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 
-/** @param {number} value */
-export const count = (value) => whole.format(Math.round(value));
+/** @param {number | bigint | string} value A text is a whole number that is too large for a number. */
+export const count = (value) => whole.format(typeof value === "number" ? Math.round(value) : BigInt(value));
 
 /** @param {number} value */
 export const compact = (value) => (value < 10_000 ? count(value) : short.format(value));

@@ -31,7 +31,7 @@ export const device = computed(() => params.value.get("device") ?? "");
 /** The range of time of every panel. */
 export const range = computed(() => {
   const name = /** @type {Range} */ (params.value.get("range") ?? "24h");
-  return name in RANGES ? name : "24h";
+  return Object.hasOwn(RANGES, name) ? name : "24h";
 });
 /** The class that the map of the frame shows; null: all together. */
 export const frameClass = computed(() => params.value.get("class"));

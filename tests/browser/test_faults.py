@@ -1,13 +1,14 @@
 """What the page shows when a service is away, asks for a key, or commits while it is open."""
 
 import itertools
+import re
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2
 from sightline.types.v1 import prediction_pb2
 
@@ -55,6 +56,25 @@ class Logger:
         """
         return self.send([prediction(next(self._sequences), NOON) for _ in range(count)])
 
+    def lose(self, first: int, last: int, each: int) -> None:
+        """Declare sequences lost.
+
+        Args:
+            first: first sequence.
+            last: last sequence.
+            each: length of each gap.
+        """
+        gaps = [
+            ingest_pb2.Gap(
+                first_sequence=begin,
+                last_sequence=begin + each - 1,
+                reason=ingest_pb2.GAP_REASON_SPOOL_BYTES,
+            )
+            for begin in range(first, last + 1, each)
+        ]
+        request = ingest_service_pb2.PredictionLogRequest(header=self._header, gaps=gaps)
+        self._server.log_messages(request)
+
     def send(self, made: Sequence[prediction_pb2.Prediction]) -> int:
         """Log these predictions.
 
@@ -91,6 +111,85 @@ def test_what_is_committed_appears(
     page.locator('[data-panel="live"] .lines a').first.click()
     visited.settle()
     expect(page.locator('[data-panel="prediction"]')).to_contain_text("frame-503.jpg")
+
+
+def hide(page: Page, *, hidden: bool) -> None:
+    """Hide a tab, or show it again: no tab of a browser without windows is ever hidden."""
+    page.evaluate(
+        """hidden => {
+            Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+            document.dispatchEvent(new Event("visibilitychange"));
+        }""",
+        hidden,
+    )
+
+
+def test_a_hidden_tab_leaves_its_stream_to_others_and_goes_on_where_it_was(
+    tmp_path: Path, server: IngestProcess, visit: Open
+) -> None:
+    console = ConsoleProcess(tmp_path, server.address, "--max-live", "1")
+    try:
+        first, second = visit(console), visit(console)
+        first.refusals = second.refusals = True
+        logger = Logger(server)
+        live, lines = '[data-panel="live"]', '[data-panel="live"] .lines li'
+        first.open()
+        expect(first.page.locator(live)).not_to_contain_text("connecting")
+        logger.log(1)
+        expect(first.page.locator(lines)).to_have_count(1)
+        second.open()
+        expect(second.page.locator(live)).to_contain_text("connecting again")
+        hide(first.page, hidden=True)
+        expect(second.page.locator(live)).not_to_contain_text("connecting")
+        logger.log(2)
+        expect(second.page.locator(lines)).to_have_count(2)
+        hide(second.page, hidden=True)
+        hide(first.page, hidden=False)
+        expect(first.page.locator(lines)).to_have_count(3)
+    finally:
+        console.process.kill()
+        console.process.wait()
+
+
+def test_a_sequence_beyond_the_numbers_of_a_browser_keeps_its_digits(
+    console: ConsoleProcess, server: IngestProcess, visit: Open
+) -> None:
+    large = 2**53 + 1
+    visited = visit(console)
+    page = visited.open()
+    expect(page.locator('[data-panel="live"]')).not_to_contain_text("connecting")
+    logger = Logger(server)
+    logger.lose(1, large - 1, each=large - 1)
+    one = prediction(large, NOON)
+    logger.send([one])
+    page.locator('[data-panel="live"] .lines a').click()
+    visited.settle()
+    found = page.locator('[data-panel="prediction"]')
+    expect(found).to_contain_text(one.image_id)
+    expect(found).to_contain_text(f"{large:,}")
+    expect(page.locator('[data-panel="same"]')).to_contain_text(f"AND sequence = {large}")
+    visited.open("/?view=ledger")
+    expect(page.locator('[data-panel="gaps"] tbody')).to_contain_text(f"{large - 1:,}")
+    expect(page.locator('[data-panel="gaps"] tbody')).to_contain_text(f"1 to {large - 1}")
+
+
+def test_further_pages_have_no_hole_when_the_first_is_read_again(
+    console: ConsoleProcess, server: IngestProcess, visit: Open
+) -> None:
+    logger = Logger(server)
+    logger.lose(1, 150, each=1)
+    visited = visit(console)
+    page = visited.open("/?view=ledger")
+    gaps = page.locator('[data-panel="gaps"]')
+    expect(gaps.locator("tbody tr")).to_have_count(100)
+    gaps.get_by_role("button", name="more").click()
+    expect(gaps.locator("tbody tr")).to_have_count(150)
+    logger.lose(151, 151, each=1)
+    with page.expect_response(re.compile("/gaps")):
+        hide(page, hidden=False)
+    expect(page.locator('[data-panel="spools"] tbody')).to_contain_text("151")
+    shown = gaps.locator("tbody td:nth-child(4)").all_inner_texts()
+    assert {f"{number} to {number}" for number in range(1, 151)} <= set(shown)
 
 
 def test_hostile_names_stay_text(
@@ -165,8 +264,11 @@ def test_a_key_is_asked_for(tmp_path: Path, visit: Open) -> None:
         assert cookie["httpOnly"]
         assert cookie["sameSite"] == "Strict"
         assert page.evaluate("document.cookie") == ""
-        page.get_by_role("button", name="sign out").click()
-        expect(field).to_be_visible()
+        page.goto("about:blank")
+        tab = page.context.new_page()
+        tab.goto(console.url)
+        tab.get_by_role("button", name="sign out").click()
+        expect(tab.get_by_label("API key or token")).to_be_visible()
         assert not page.context.cookies()
     finally:
         console.process.kill()

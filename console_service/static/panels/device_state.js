@@ -1,6 +1,7 @@
 // @ts-check
 /** One device: its clock, client, stream, backlog and losses. */
 
+import { useReading, withQuery } from "../api.js";
 import { bytes, count, duration, moment, rate, words } from "../format.js";
 import { html } from "../html.js";
 import { Link } from "../link.js";
@@ -8,8 +9,9 @@ import { Panel } from "../panel.js";
 import { concern, isSilent, silence } from "../shapes.js";
 import { device, href } from "../state.js";
 
-/** @param {{reading: import("../api.js").Reading<any>}} props */
-export function DeviceState({ reading }) {
+export function DeviceState() {
+  // Of its own: the list of all devices has an end.
+  const reading = useReading(withQuery("/devices", { device_id: device.value }), 10);
   return html`
     <${Panel} name="device" title=${`Device ${device.value}`} reading=${reading}>
       ${(/** @type {any} */ data) => {

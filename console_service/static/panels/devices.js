@@ -28,6 +28,8 @@ export function Devices({ reading }) {
         if (!found.length) {
           return html`<p class="empty">${sought ? "No device has this name." : "No device has logged yet. Start one with: sightline log pictures/"}</p>`;
         }
+        const rest = data.next_page_token
+          && html`<p class="note">These are the first ${count(data.devices.length)} devices.</p>`;
         const shown = all ? found : found.slice(0, SHOWN);
         return html`
           <ul class="tiles">
@@ -36,6 +38,7 @@ export function Devices({ reading }) {
           ${shown.length < found.length && html`
             <button class="chip" onClick=${() => setAll(true)}>show all ${count(found.length)}</button>
           `}
+          ${rest}
         `;
       }}
     <//>

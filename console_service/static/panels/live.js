@@ -1,8 +1,8 @@
 // @ts-check
 /** What is committed now: server-sent events, resumed by the browser after a break. */
 
-import { useEffect, useState } from "preact/hooks";
-import { session, withQuery } from "../api.js";
+import { useEffect, useRef, useState } from "preact/hooks";
+import { parsed, session, withQuery } from "../api.js";
 import { clock, count, milliseconds } from "../format.js";
 import { html } from "../html.js";
 import { Link } from "../link.js";
@@ -13,6 +13,8 @@ import { device, href } from "../state.js";
 /** Lines that are kept: memory does not grow with the length of a visit. */
 const LINES = 60;
 const PER_SECOND = 50;
+/** Time after which a refused stream is asked for again, ms: a browser does not. */
+const AGAIN = 3000;
 
 /** @typedef {{lines: any[], leftOut: number, state: string}} Feed
  *   `state` is empty while events come.
@@ -21,32 +23,29 @@ const PER_SECOND = 50;
 export function Live() {
   const [paused, setPaused] = useState(false);
   const [feed, setFeed] = useState(/** @type {Feed} */ ({ lines: [], leftOut: 0, state: "connecting" }));
-  const address = withQuery("/live", { device_id: device.value, max_per_second: PER_SECOND });
+  const last = useRef(""); // id of the last event
+  const one = device.value;
   useEffect(() => {
+    last.current = "";
     setFeed({ lines: [], leftOut: 0, state: "connecting" });
-  }, [address]);
+  }, [one]);
   useEffect(() => {
     if (paused) return undefined;
-    const source = new EventSource(address);
-    source.onopen = () => setFeed((old) => ({ ...old, state: "" }));
-    source.onerror = () => setFeed((old) => ({ ...old, state: "connecting again" }));
-    source.addEventListener("waiting", () => {
-      setFeed((old) => ({ ...old, state: "the log is away" }));
+    return follow({
+      address: () => withQuery("/live", { device_id: one, max_per_second: PER_SECOND, resume_token: last.current }),
+      forget: () => (last.current = ""),
+      say: (state) => setFeed((old) => ({ ...old, state })),
+      take: ({ data, lastEventId }) => {
+        last.current = lastEventId;
+        const { predictions, left_out: leftOut } = parsed(data);
+        setFeed((old) => ({
+          state: "",
+          lines: [...predictions.map(flat).reverse(), ...old.lines].slice(0, LINES),
+          leftOut: old.leftOut + (leftOut ?? 0),
+        }));
+      },
     });
-    source.addEventListener("failed", (event) => {
-      source.close(); // or the browser would ask for the same again and again
-      setFeed((old) => ({ ...old, state: problem(event.data) }));
-    });
-    source.addEventListener("predictions", (event) => {
-      const { predictions, left_out: leftOut } = JSON.parse(event.data);
-      setFeed((old) => ({
-        state: "",
-        lines: [...predictions.map(flat).reverse(), ...old.lines].slice(0, LINES),
-        leftOut: old.leftOut + (leftOut ?? 0),
-      }));
-    });
-    return () => source.close();
-  }, [address, paused, session.value]);
+  }, [one, paused, session.value]);
   const pause = html`
     <button class="chip" aria-pressed=${paused} onClick=${() => setPaused(!paused)}>
       ${paused ? "go on" : "pause"}
@@ -62,6 +61,55 @@ export function Live() {
         : html`<p class="empty">Nothing was committed since this page was opened.</p>`}
     <//>
   `;
+}
+
+/** Follow the log while the tab is visible, each time from after the last event on.
+ *
+ * A browser has few connections to a host for all of its tabs, and a stream holds one of them.
+ * @param {{
+ *   address: () => string,
+ *   forget: () => void,
+ *   say: (state: string) => void,
+ *   take: (event: MessageEvent) => void,
+ * }} page `forget`: the address must not continue after the last event, for that was refused.
+ * @returns {() => void} A function that ends it.
+ */
+function follow({ address, forget, say, take }) {
+  let timer = 0;
+  let refusals = 0;
+  let close = () => {};
+  function open() {
+    const source = new EventSource(address());
+    close = () => source.close();
+    source.onopen = () => say("");
+    source.onerror = () => {
+      say("connecting again");
+      if (source.readyState !== EventSource.CLOSED) return;
+      if (++refusals > 1) forget();
+      timer = setTimeout(open, AGAIN);
+    };
+    source.addEventListener("waiting", () => say("the log is away"));
+    source.addEventListener("failed", (event) => {
+      source.close(); // or the browser would ask for the same again and again
+      say(problem(event.data));
+    });
+    source.addEventListener("predictions", (event) => {
+      refusals = 0;
+      take(event);
+    });
+  }
+  function look() {
+    clearTimeout(timer);
+    close();
+    if (!document.hidden) open();
+  }
+  document.addEventListener("visibilitychange", look);
+  look();
+  return () => {
+    document.removeEventListener("visibilitychange", look);
+    clearTimeout(timer);
+    close();
+  };
 }
 
 /** Return an error as words.

@@ -42,22 +42,25 @@ export function Ledger() {
   `;
 }
 
-/** The first page, which is read again, and the pages after it, on request.
+/** The first page, which is read again, and on request the pages after it.
+ *
+ * All stay as they are from then on: what is committed meanwhile moves rows from page to page.
  * @param {{first: any, path: string, list: string, show: (rows: any[]) => any}} props
  */
 function Pages({ first, path, list, show }) {
   const [more, setMore] = useState(/** @type {{rows: any[], token: string | null, error: string}} */ ({ rows: [], token: null, error: "" }));
+  const rows = more.token === null ? first[list] : more.rows;
   const token = more.token ?? first.next_page_token;
   async function next() {
     try {
       const page = await request(`${path}&page_token=${encodeURIComponent(token)}`);
-      setMore({ rows: [...more.rows, ...page[list]], token: page.next_page_token ?? "", error: "" });
+      setMore({ rows: [...rows, ...page[list]], token: page.next_page_token ?? "", error: "" });
     } catch (error) {
       setMore({ ...more, error: /** @type {Error} */ (error).message });
     }
   }
   return html`
-    ${show([...first[list], ...more.rows])}
+    ${show(rows)}
     ${more.error && html`<p class="failure" role="status">${more.error}</p>`}
     ${token && html`<button class="chip" onClick=${next}>more</button>`}
   `;
@@ -82,7 +85,7 @@ function Gaps(rows) {
               <th scope="row">${row.device_id}</th>
               <td>${words(row.gap.reason)}</td>
               <td class="number">${row.gap.first_sequence} to ${row.gap.last_sequence}</td>
-              <td class="number">${count(row.gap.last_sequence - row.gap.first_sequence + 1)}</td>
+              <td class="number">${count(BigInt(row.gap.last_sequence) - BigInt(row.gap.first_sequence) + 1n)}</td>
             </tr>
           `)}
         </tbody>

@@ -37,7 +37,7 @@ export function Overview() {
       <${Summary} series=${series} devices=${devices} ledger=${ledger} />
       <${Devices} reading=${devices} />
       <${Frame} />
-      ${one && html`<${DeviceState} reading=${devices} />`}
+      ${one && html`<${DeviceState} />`}
       <${DefectRate} reading=${series} />
       <${Rate} reading=${series} />
       <${Speed} reading=${series} />

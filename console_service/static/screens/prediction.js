@@ -105,7 +105,7 @@ const edges = (box) =>
 function Same({ path }) {
   const { device, spool, sequence } = prediction.value;
   const sql = (/** @type {string} */ text) => `'${text.replaceAll("'", "''")}'`;
-  const where = `device_id = ${sql(device)} AND spool_id = ${sql(spool)} AND sequence = ${Number(sequence) || 0}`;
+  const where = `device_id = ${sql(device)} AND spool_id = ${sql(spool)} AND sequence = ${/^\d+$/.test(sequence) ? sequence : 0}`;
   const python = [
     "import sightline",
     "",
