@@ -2,7 +2,7 @@
 /** The page: header, the screen that the address names, keys, and signing in. */
 
 import { render } from "preact";
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { hasSignedIn, signInNeeded, signOut } from "./api.js";
 import { html } from "./html.js";
 import { Link } from "./link.js";
@@ -65,6 +65,12 @@ function Header() {
 }
 
 function Help({ close = () => {} }) {
+  const button = useRef(/** @type {HTMLElement | null} */ (null));
+  useEffect(() => {
+    const before = /** @type {HTMLElement | null} */ (document.activeElement);
+    button.current?.focus();
+    return () => before?.focus();
+  }, []);
   return html`
     <div class="help" role="dialog" aria-label="Keys">
       <h2>Keys</h2>
@@ -72,7 +78,7 @@ function Help({ close = () => {} }) {
         ${Object.entries(KEYS).map(([key, [words]]) => html`<dt><kbd>${key}</kbd></dt><dd>${words}</dd>`)}
         <dt><kbd>?</kbd></dt><dd>these keys</dd>
       </dl>
-      <button class="chip" onClick=${close}>close</button>
+      <button class="chip" ref=${button} onClick=${close}>close</button>
     </div>
   `;
 }

@@ -73,6 +73,12 @@ function hours(_plot, ticks, _axis, _space, step) {
   });
 }
 
+/** Return where values stand between two that are none: no line goes through them.
+ * @param {(number | null)[]} values
+ */
+const alone = (values) =>
+  [...values.keys()].filter((at) => values[at] !== null && (values[at - 1] ?? null) === null && (values[at + 1] ?? null) === null);
+
 /** @param {string} title @param {Line[]} lines @param {(value: number) => string} format */
 function spoken(title, lines, format) {
   const parts = lines.map(({ label, values }) => {
@@ -111,7 +117,7 @@ function options(width, lines, format, sync) {
         stroke: colour(line.colour),
         fill: line.fill ? `${colour(line.colour)}26` : undefined,
         width: 1.6,
-        points: { show: line.values.filter((value) => value !== null).length < 3 },
+        points: { show: false, filter: () => alone(line.values) },
         spanGaps: false,
         value: (/** @type {any} */ _, /** @type {number | null} */ value) =>
           value === null || value === undefined ? "–" : format(value),

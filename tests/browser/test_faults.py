@@ -260,6 +260,8 @@ def test_a_key_is_asked_for(tmp_path: Path, visit: Open) -> None:
         field.fill(key)
         page.get_by_role("button", name="sign in").click()
         expect(page.locator('[data-panel="ledger"]')).to_contain_text("Nothing is committed yet")
+        page.goto(f"{console.url}/?view=prediction&device=gate-1&spool=none&sequence=1")
+        expect(page.locator('[data-panel="same"]')).to_contain_text("Authorization: Bearer $KEY")
         (cookie,) = page.context.cookies()
         assert cookie["httpOnly"]
         assert cookie["sameSite"] == "Strict"

@@ -87,6 +87,20 @@ def test_a_device(fleet: Fleet, visit: Open) -> None:
     expect(page.locator('[data-card="predictions"] .value')).to_have_text(whole)
 
 
+def test_values_with_nothing_beside_them_are_drawn(fleet: Fleet, visit: Open) -> None:
+    page = visit(fleet.console).open(f"/?device={DEVICES[0]}&range=1h")  # one in three minutes
+    canvas = page.locator('[data-panel="defect-rate"] canvas')
+    coloured = """canvas => {
+        const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        let found = 0;
+        for (let at = 0; at < data.length; at += 4) {
+            if (data[at + 3] > 200 && data[at] > data[at + 1] + 80) found++;
+        }
+        return found;
+    }"""
+    assert canvas.evaluate(coloured) > 0
+
+
 def test_a_prediction(fleet: Fleet, visit: Open) -> None:
     device = DEVICES[0]
     visited = visit(fleet.console)
@@ -145,6 +159,7 @@ def test_keys_and_addresses(fleet: Fleet, visit: Open) -> None:
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
     page.keyboard.press("?")
     expect(page.get_by_role("dialog")).to_be_visible()
+    expect(page.get_by_role("button", name="close")).to_be_focused()
     check_accessibility(page)
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_have_count(0)

@@ -1,7 +1,7 @@
 // @ts-check
 /** One prediction: its boxes on the outline of the frame, timings, labels, and how to get the same. */
 
-import { useReading } from "../api.js";
+import { hasSignedIn, useReading } from "../api.js";
 import { count, duration, milliseconds, moment, words } from "../format.js";
 import { html } from "../html.js";
 import { Outline } from "../panels/outline.js";
@@ -104,6 +104,7 @@ const edges = (box) =>
 /** @param {{path: string}} props */
 function Same({ path }) {
   const { device, spool, sequence } = prediction.value;
+  const key = hasSignedIn() ? '-H "Authorization: Bearer $KEY" ' : "";
   const sql = (/** @type {string} */ text) => `'${text.replaceAll("'", "''")}'`;
   const where = `device_id = ${sql(device)} AND spool_id = ${sql(spool)} AND sequence = ${/^\d+$/.test(sequence) ? sequence : 0}`;
   const python = [
@@ -114,7 +115,7 @@ function Same({ path }) {
   ].join("\n");
   return html`
     <h3>curl</h3>
-    <pre tabindex="0">curl ${quoted(location.origin + path)}</pre>
+    <pre tabindex="0">curl ${key}${quoted(location.origin + path)}</pre>
     <h3>Terminal</h3>
     <pre tabindex="0">sightline show ${[device, spool, sequence].map(quoted).join(" ")}</pre>
     <h3>Python</h3>
