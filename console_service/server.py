@@ -104,12 +104,12 @@ async def serve(
 
 
 def _config(settings: ConsoleSettings, app: ASGIApp) -> uvicorn.Config:
-    class Connection(BoundedConnection):
+    class PatientConnection(BoundedConnection):
         head_seconds = settings.receive_timeout_seconds
 
     config = uvicorn.Config(
         app,
-        http=Connection,
+        http=PatientConnection,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -85,7 +85,7 @@ ORDER: Mapping[str, tuple[str, ...]] = {
     "console_service": (
         *("settings", "errors", "hosts", "known", "places", "session", "mistakes", "query"),
         *("metrics", "backend", "front", "context", "answers", "schemas", "live", "routes"),
-        *("app", "server", "__init__", "__main__"),
+        *("app", "connections", "server", "__init__", "__main__"),
     ),
     "sightline": ("log_client", "cli", "__init__", "__main__"),
 }
@@ -97,7 +97,7 @@ ONLY_IN = {
     "torch": (),
     "cv2": ("edge/sources/", "edge/detect/masks.py", "vision/"),
     "fastapi": ("console_service/",),
-    "uvicorn": ("console_service/server.py",),
+    "uvicorn": ("console_service/connections.py", "console_service/server.py"),
     "ptars": ("ingest_service/receive/ptars_decoder.py",),
 }
 CORES = (
