@@ -21,6 +21,8 @@ _FRAME_BYTES = 8
 MAX_TOKEN_CHARACTERS = 4096
 _VERSION = 1
 _LIMITS = (-(2**63), 2**63 - 1)
+_TIMES_US = (-(2**62), 253_402_300_800_000_000)
+"""Times that a store can have, us since 1970: to the end of the year 9999. DuckDB's end later."""
 
 
 class _Message(Protocol):
@@ -134,11 +136,11 @@ def _parts(token: str) -> tuple[str, Position] | None:
 
 
 def _is_valid_in_sql(position: Position) -> bool:
-    """Return True if SQL can represent the position: JSON has larger numbers and surrogates."""
+    """Return True if SQL can represent the position: JSON has larger ones and surrogates."""
     names = position.device_id + position.spool_id
-    numbers = (position.received_us, position.sequence)
     whole = not any("\ud800" <= character <= "\udfff" for character in names)
-    return whole and all(_LIMITS[0] <= number <= _LIMITS[1] for number in numbers)
+    timely = _TIMES_US[0] <= position.received_us <= _TIMES_US[1]
+    return whole and timely and _LIMITS[0] <= position.sequence <= _LIMITS[1]
 
 
 def _fingerprint(filter_: object) -> str:

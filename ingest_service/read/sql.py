@@ -94,23 +94,35 @@ class SqlQueries:
         loop = asyncio.get_running_loop()
         work = _SqlWork(query, self._store)
         end = loop.time() + query.seconds
+        # Even while a caller takes no rows: `yield` lasts until it does.
+        timer = loop.call_at(end, self._end, work)
         step: asyncio.Future[bytes | SqlSummary] | None = None
         try:
             part: bytes | SqlSummary = b""
             while isinstance(part, bytes):
+                if work.ended:
+                    raise out_of_time(query.seconds)
                 step = loop.run_in_executor(self._threads, work.next_part)
                 done, _ = await asyncio.wait([step], timeout=end - loop.time())
-                if not done:
+                if work.ended or not done:
                     raise out_of_time(query.seconds)
                 part = step.result()
                 yield part
         finally:
-            work.kill()
+            timer.cancel()
             if step is not None:
                 step.cancel()  # nobody waits for its result
-            # Behind the step that may still run, on a thread that is free as soon as that ends.
-            closing = loop.run_in_executor(self._threads, work.close)
-            closing.add_done_callback(self._closed)
+            self._end(work)
+
+    def _end(self, work: "_SqlWork") -> None:
+        """End a query, unless it has ended, and free its place."""
+        if work.ended:
+            return
+        work.ended = True
+        work.kill()
+        # Behind the step that may still run, on a thread that is free as soon as that ends.
+        closing = asyncio.get_running_loop().run_in_executor(self._threads, work.close)
+        closing.add_done_callback(self._closed)
 
     def _closed(self, closing: asyncio.Future[None]) -> None:
         self._running -= 1
@@ -119,11 +131,16 @@ class SqlQueries:
 
 
 class _SqlWork:
-    """A run that begins with its first part, and that may be killed before it begins."""
+    """A run that begins with its first part, and that may be killed before it begins.
+
+    Attributes:
+        ended: True once its place is given up; used from the event loop.
+    """
 
     def __init__(self, query: SqlQuery, store: PredictionStore) -> None:
         self._query = query
         self._store = store
+        self.ended = False
         self._run: SqlRun | None = None
         self._killed = False
         self._lock = threading.Lock()

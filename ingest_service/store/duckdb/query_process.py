@@ -9,12 +9,15 @@ It imports nothing of Sightline, because it runs isolated from paths and variabl
 """
 
 import contextlib
+import datetime
 import json
 import os
 import re
 import resource
 import signal
 import struct
+import sys
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -39,6 +42,8 @@ _MAX_MESSAGE = 2000
 _CPU_SLACK_SECONDS = 5
 _OUT_OF_MEMORY = ("Out of Memory", "bad_alloc", "MemoryError", "malloc of size")
 """Texts of such errors where one library passes on that of another."""
+_NOT_PASSED_ON = ("Arrow", "pytz")
+"""Texts of errors where a condition cannot be expressed for a scan of Arrow's."""
 _NO_FILES = "can reach no file, extension, setting or network"
 
 
@@ -166,6 +171,7 @@ class _Frames:
     closed = False
 
     def __init__(self, server: _Parent) -> None:
+        self.begun = False
         self._server = server
         self._held = bytearray()
 
@@ -179,8 +185,39 @@ class _Frames:
 
     def flush(self) -> None:
         if self._held:
+            self.begun = True
             self._server.send(DATA, bytes(self._held))
             self._held.clear()
+
+
+class _Utc(datetime.tzinfo):
+    """UTC as the package pytz has it."""
+
+    zone = "UTC"
+
+    def utcoffset(self, _: datetime.datetime | None) -> datetime.timedelta:
+        return datetime.timedelta(0)
+
+    def dst(self, _: datetime.datetime | None) -> datetime.timedelta:
+        return datetime.timedelta(0)
+
+    def tzname(self, _: datetime.datetime | None) -> str:
+        return "UTC"
+
+    def localize(self, moment: datetime.datetime) -> datetime.datetime:
+        return moment.replace(tzinfo=self)
+
+
+def _stand_in_for_pytz() -> None:
+    """Let DuckDB pass lists of times to a scan, for which it needs pytz, which no extra installs.
+
+    Such lists come from `IN`, and from joins with few rows. UTC is the only time zone here. Arrow
+    compares with the two classes.
+    """
+    pytz = types.ModuleType("pytz")
+    fixed = type("_FixedOffset", (), {})
+    pytz.__dict__.update(timezone=lambda _: _Utc(), BaseTzInfo=_Utc, _FixedOffset=fixed)
+    sys.modules["pytz"] = pytz
 
 
 def _open_box(memory_bytes: int) -> duckdb.DuckDBPyConnection:
@@ -249,26 +286,71 @@ def _check(box: duckdb.DuckDBPyConnection, sql: str) -> None:
 
 def _run(server: _Parent, box: duckdb.DuckDBPyConnection, head: Mapping[str, Any]) -> None:
     _check(box, head["sql"])
-    for name, encoded in head["tables"].items():
-        schema = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(encoded)))
-        box.register(name, _RemoteTable(server, name, schema))
+    tables = {
+        name: _RemoteTable(server, name, pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(encoded))))
+        for name, encoded in head["tables"].items()
+    }
+    for name, table in tables.items():
+        box.register(name, table)
     for view in head["views"]:
         box.execute(view)
     box.execute("SET lock_configuration = true")
-    reader = box.execute(head["sql"]).to_arrow_reader(_BATCH)
-    left, truncated, rows = head["max_rows"], False, 0
     frames = _Frames(server)
-    with pa.ipc.new_stream(pa.PythonFile(frames, "w"), reader.schema) as writer:
+    try:
+        summary = _send_rows(box, frames, head["sql"], head["max_rows"])
+    except duckdb.Error as error:
+        if frames.begun or not any(sign in str(error) for sign in _NOT_PASSED_ON):
+            raise
+        _pass_no_conditions(box, tables)
+        frames = _Frames(server)
+        summary = _send_rows(box, frames, head["sql"], head["max_rows"])
+    frames.flush()
+    server.send(DONE, json.dumps(summary).encode())
+
+
+def _pass_no_conditions(box: duckdb.DuckDBPyConnection, tables: Mapping[str, _RemoteTable]) -> None:
+    """Let DuckDB itself check all conditions: a limit keeps them from the scans below it."""
+    for name, table in tables.items():
+        box.unregister(name)
+        box.register(f"{name} of the log", table)
+        box.execute(f'CREATE VIEW "{name}" AS FROM "{name} of the log" LIMIT {2**62}')
+
+
+def _send_rows(
+    box: duckdb.DuckDBPyConnection, frames: _Frames, sql: str, max_rows: int
+) -> dict[str, Any]:
+    """Send the rows of a query, and return the summary."""
+    reader = box.execute(sql).to_arrow_reader(_BATCH)
+    left, truncated, rows = max_rows, False, 0
+    schema = _with_unique_names(reader.schema)
+    with pa.ipc.new_stream(pa.PythonFile(frames, "w"), schema) as writer:
         for batch in reader:
-            kept = batch.slice(0, left)
+            kept = pa.RecordBatch.from_arrays(batch.columns, schema=schema).slice(0, left)
             if kept.num_rows:
                 writer.write_batch(kept)
             rows, left = rows + kept.num_rows, left - kept.num_rows
             if kept.num_rows < batch.num_rows:
                 truncated = True
                 break
-    frames.flush()
-    server.send(DONE, json.dumps({"rows": rows, "truncated": truncated}).encode())
+    return {"rows": rows, "truncated": truncated}
+
+
+def _with_unique_names(schema: pa.Schema) -> pa.Schema:
+    """Return the schema with a number at a repeated name, as DuckDB names those of a subquery.
+
+    Most programs keep one column of each name, so that the others would be lost.
+    """
+    names = set(schema.names)
+    seen: set[str] = set()
+    fields = []
+    for field in schema:
+        name, number = field.name, 0
+        while name in seen or (number and name in names):
+            number += 1
+            name = f"{field.name}_{number}"
+        seen.add(name)
+        fields.append(field.with_name(name))
+    return pa.schema(fields, schema.metadata)
 
 
 def _failure(error: Exception) -> tuple[str, str]:
@@ -296,6 +378,7 @@ def main() -> None:
     server = _Parent(os.fdopen(0, "rb"), sink)
     try:
         head = server.head()
+        _stand_in_for_pytz()
         box = _open_box(head["memory_bytes"] * 3 // 4)
         _warm_up(box)
         _give_up_rights(head["memory_bytes"], head["seconds"])

@@ -95,6 +95,17 @@ def refusal(server: IngestProcess, sql: str, timeout: float = PATIENCE) -> Sight
         ("SELECT count(*) FROM blocks WHERE through > '2020-01-01'::TIMESTAMPTZ", [(0,)]),
         ("SELECT (captured_at AT TIME ZONE 'UTC')::DATE::VARCHAR FROM predictions LIMIT 1",
          [("2026-11-22",)]),
+        ("SELECT count(*) FROM predictions WHERE received_at IN (SELECT received_at FROM gaps)",
+         [(2,)]),
+        ("SELECT count(*) FROM predictions JOIN gaps USING (received_at)", [(2,)]),
+        ("FROM predictions SELECT count(*) WHERE captured_at IN ('2026-11-22 11:59:59Z', now())",
+         [(12,)]),
+        ("FROM predictions SELECT count(*) WHERE captured_at IN ('infinity', '290000-01-01')",
+         [(0,)]),
+        ("FROM ledger SELECT count(*) WHERE device_id IS DISTINCT FROM 'x' OR accepted > 1",
+         [(2,)]),
+        ("FROM gaps SELECT count(*) WHERE reason IS DISTINCT FROM 'x' OR reason IS DISTINCT FROM 1",
+         [(1,)]),
         ("SELECT 1 WHERE false", []),
     ],
 )  # fmt: skip
@@ -102,6 +113,14 @@ def test_one_select_is_answered(
     full_server: IngestProcess, sql: str, expected: list[tuple[Any, ...]]
 ) -> None:
     assert rows(full_server, sql) == expected
+
+
+def test_no_two_columns_have_the_same_name(full_server: IngestProcess) -> None:
+    """Or a program that takes rows as dictionaries loses all but one."""
+    found, _ = run(full_server, "SELECT 1 AS a, 2 AS a, 3 AS a_1, 4 AS a, 5 AS b")
+    assert found.to_pylist() == [{"a": 1, "a_2": 2, "a_1": 3, "a_3": 4, "b": 5}]
+    joined, _ = run(full_server, "SELECT * FROM predictions p JOIN gaps g USING (device_id)")
+    assert len(set(joined.column_names)) == joined.num_columns == 24
 
 
 def test_rows_beyond_the_limit_are_cut_off_and_the_summary_says_so(
@@ -209,6 +228,25 @@ def test_the_service_bounds_the_time_of_a_query(start: Start) -> None:
     error = refusal(server, "SELECT sleep_ms(60000)")
     assert (error.code, error.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "QUERY_TIME")
     assert eventually(lambda: children(server.pid) == [])
+
+
+def test_a_caller_that_takes_no_rows_holds_its_place_for_the_time_of_a_query(
+    full_server: IngestProcess, start: Start
+) -> None:
+    _, summary = run(full_server, "SELECT 1")
+    enough = 1 + 4 * summary.elapsed.ToTimedelta().total_seconds()
+    server = start("--sql-seconds", str(enough), "--sql-queries", "1")
+    endless = server.stub.Query(
+        reads_pb2.QueryRequest(sql="SELECT * FROM range(1000000000)", max_rows=1_000_000),
+        timeout=PATIENCE,
+    )
+    answers = iter(endless)
+    assert next(answers).data  # the rest waits for the caller
+    assert eventually(lambda: children(server.pid) == [])
+    with refused() as errors:
+        list(answers)
+    assert errors[0].reason == "QUERY_TIME"
+    assert rows(server, "SELECT 1") == [(1,)]
 
 
 def test_few_queries_run_at_a_time_and_a_caller_that_goes_frees_its_place(start: Start) -> None:
