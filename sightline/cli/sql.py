@@ -83,7 +83,14 @@ def sql(
         raise CommandError(str(error)) from error
     with client:
         result = client.query(query, max_rows=max_rows)
-    _put(_encoded(result.table, output), to)
+    try:
+        content = _encoded(result.table, output)
+    except (OverflowError, ValueError, NotImplementedError) as error:
+        raise CommandError(
+            f"--format {output}: cannot hold a value of the result ({error}): cast its column in"
+            " the query (value::VARCHAR), or choose another format"
+        ) from error
+    _put(content, to)
     if result.truncated:
         typer.echo(f"there are more than {max_rows:,} rows: raise --max-rows", err=True)
 

@@ -74,12 +74,11 @@ def following(server: IngestProcess, *words: str) -> Tail:
         row = prediction(sequence, defect_detected=True)
         server.log_messages(request(row, head=header(marker)))
         threading.Event().wait(0.05)
-    server.log_messages(
-        request(
-            prediction(sequence + 1, image_id="last", defect_detected=True), head=header(marker)
-        )
+    final = prediction(
+        sequence + 1, defect_detected=True, detections=[detection(class_name="final")]
     )
-    while "last" not in (shown := tail.line()) and str(sequence + 1) not in shown:
+    server.log_messages(request(final, head=header(marker)))
+    while "final" not in tail.line():
         pass
     return tail
 
@@ -218,6 +217,8 @@ def test_sql_says_what_is_wrong_and_what_was_cut_off(full_server: IngestProcess)
     refused = command("sql", "DROP TABLE predictions", *at)
     assert refused.returncode == 1
     assert "sql must be one SELECT, got DROP" in refused.stderr
+    endless = command("sql", "SELECT 'infinity'::TIMESTAMP AS t", "--format", "csv", *at)
+    assert (endless.returncode, "cast its column" in endless.stderr) == (1, True)
     cut = command("sql", "FROM range(10)", "--max-rows", "3", "--format", "csv", *at)
     assert cut.stdout.splitlines() == ["range", "0", "1", "2"]
     assert "more than 3 rows: raise --max-rows" in cut.stderr
