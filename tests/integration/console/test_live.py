@@ -24,6 +24,7 @@ from console_service.metrics import ConsoleMetrics
 from console_service.settings import ConsoleSettings
 from servicekit.auth.caller import Scope
 from servicekit.auth.key_file import KeyFile
+from servicekit.settings import load
 from sightline.cli.processes import ServiceProcess
 from tests.integration.console.conftest import World, console, targets
 from tests.integration.console.http import Browser, Events
@@ -251,7 +252,7 @@ async def test_a_stream_without_events_says_that_it_is_there(
     server: IngestProcess, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live, "BEAT_SECONDS", 0.05)
-    settings = ConsoleSettings(ingest_target=server.address)
+    settings = load(ConsoleSettings, ["--ingest-target", server.address], prog="console")
     here = Console(settings, Backend(settings), ConsoleMetrics(CollectorRegistry()))
     call = HttpCall(f"Bearer {key}", None, math.inf)
     stream = live.LiveStream(here, call, PredictionFilter(), "", 50)
