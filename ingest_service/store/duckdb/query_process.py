@@ -9,6 +9,7 @@ It imports nothing of Sightline, because it runs isolated from paths and variabl
 """
 
 import contextlib
+import ctypes
 import datetime
 import json
 import os
@@ -44,6 +45,8 @@ _OUT_OF_MEMORY = ("Out of Memory", "bad_alloc", "MemoryError", "malloc of size")
 """Texts of such errors where one library passes on that of another."""
 _NOT_PASSED_ON = ("Arrow", "pytz")
 """Texts of errors where a condition cannot be expressed for a scan of Arrow's."""
+_SET_SIGNAL_OF_PARENTS_DEATH = 1
+"""PR_SET_PDEATHSIG of prctl(2)."""
 _NO_FILES = "can reach no file, extension, setting or network"
 
 
@@ -246,6 +249,15 @@ def _warm_up(box: duckdb.DuckDBPyConnection) -> None:
     table.filter(pc.field("number") > 0)
 
 
+def _end_with_parent() -> None:
+    """Let the kernel end this process with the server, even while it computes or sleeps.
+
+    That is with the server's thread that started it, which lives as long as the server.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # where it is not Linux
+        ctypes.CDLL(None).prctl(_SET_SIGNAL_OF_PARENTS_DEATH, signal.SIGKILL, 0, 0, 0)
+
+
 def _give_up_rights(memory_bytes: int, seconds: float) -> None:
     """Limit this process to computing, within its memory and CPU time."""
     os.nice(19)
@@ -377,7 +389,8 @@ def main() -> None:
     sink = os.fdopen(1, "wb")
     server = _Parent(os.fdopen(0, "rb"), sink)
     try:
-        head = server.head()
+        _end_with_parent()
+        head = server.head()  # ends this process if the server has ended before
         _stand_in_for_pytz()
         box = _open_box(head["memory_bytes"] * 3 // 4)
         _warm_up(box)

@@ -292,16 +292,25 @@ def test_the_process_of_a_query_can_open_nothing_and_runs_last(full_server: Inge
     assert eventually(lambda: children(full_server.pid) == [])
 
 
-def test_a_killed_service_leaves_no_process(start: Start) -> None:
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM range(1000000000)",  # waits for the caller
+        "SELECT sleep_ms(60000)",
+        "SELECT count(*) FROM range(1000000) a, range(1000000) b",
+    ],
+)
+def test_a_killed_service_leaves_no_process(start: Start, sql: str) -> None:
     server = start()
-    call = server.stub.Query(
-        reads_pb2.QueryRequest(sql="SELECT * FROM range(1000000000)", max_rows=1_000_000),
-        timeout=PATIENCE,
-    )
-    assert next(iter(call)).data  # the rest waits for the caller
+    call = server.stub.Query(reads_pb2.QueryRequest(sql=sql, max_rows=1_000_000), timeout=PATIENCE)
+    assert eventually(lambda: len(children(server.pid)) == 1)
     (pid,) = children(server.pid)
+    assert eventually(
+        lambda: "Max open files            3 " in Path(f"/proc/{pid}/limits").read_text()
+    )
     server.kill()
     assert eventually(lambda: not Path(f"/proc/{pid}").exists())
+    call.cancel()  # type: ignore[no-untyped-call]
 
 
 def test_drain_ends_a_query(start: Start) -> None:
