@@ -1,9 +1,11 @@
 """`sightline tail`: the log as it grows, on a terminal or as JSON lines."""
 
 import json
+import signal
 import time
 from collections.abc import Iterator
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, Any, Self
 
 import grpc
 import typer
@@ -52,19 +54,48 @@ def tail(
     if defects:
         filter_.defect_detected = True
     request = reads_pb2.WatchPredictionsRequest(filter=filter_, max_per_second=max_per_second)
-    try:
-        note_unknown(service, device, (), _PATIENCE)
-        for answer in _answers(service, request):
-            if answer.left_out:
-                typer.echo(_left_out(answer.left_out, as_json))
-            for row in answer.predictions:
-                typer.echo(_json_line(row) if as_json else _line(row))
-    except KeyboardInterrupt:  # as a person ends it
-        return
+    with _CtrlC() as ctrl_c:
+        try:
+            note_unknown(service, device, (), _PATIENCE)
+            for answer in _answers(service, request, ctrl_c):
+                if answer.left_out:
+                    typer.echo(_left_out(answer.left_out, as_json))
+                for row in answer.predictions:
+                    typer.echo(_json_line(row) if as_json else _line(row))
+        except KeyboardInterrupt:  # as a person ends it
+            return
+
+
+class _CtrlC:
+    """Ctrl-C, remembered: Python only prints an exception that interrupts gRPC's own code."""
+
+    def __init__(self) -> None:
+        self.was_pressed = False
+        self._call: Any = None
+        self._before: Any = None
+
+    def __enter__(self) -> Self:
+        self._before = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def cancels(self, call: Any) -> None:  # noqa: ANN401
+        """Let Ctrl-C cancel this call, also if it was pressed before."""
+        self._call = call
+        if self.was_pressed:
+            call.cancel()
+
+    def _press(self, _number: int, _frame: FrameType | None) -> None:
+        self.was_pressed = True
+        if self._call is not None:
+            self._call.cancel()
+        raise KeyboardInterrupt
 
 
 def _answers(
-    service: Endpoint, request: reads_pb2.WatchPredictionsRequest
+    service: Endpoint, request: reads_pb2.WatchPredictionsRequest, ctrl_c: _CtrlC
 ) -> Iterator[reads_pb2.WatchPredictionsResponse]:
     """Yield the answers of one stream after another, each resumed where the last one ended.
 
@@ -74,15 +105,19 @@ def _answers(
     failures = 0
     with service.channel() as channel:
         stub = ingest_service_pb2_grpc.IngestServiceStub(channel)
-        while True:
+        while not ctrl_c.was_pressed:
             try:
-                for answer in stub.WatchPredictions(request, metadata=service.metadata):
+                call = stub.WatchPredictions(request, metadata=service.metadata)
+                ctrl_c.cancels(call)
+                for answer in call:
                     if failures:
                         typer.echo("following again", err=True)
                     failures, request.resume_token = 0, answer.resume_token
                     yield answer
                 error = SightlineError(grpc.StatusCode.UNAVAILABLE, "ENDED", "the stream ended")
             except grpc.RpcError as caught:
+                if ctrl_c.was_pressed:
+                    return
                 error = service.explain(from_rpc_error(caught), "ingest", "--ingest")
             _judge(error, request)
             if not failures:

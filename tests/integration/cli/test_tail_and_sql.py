@@ -6,6 +6,7 @@ import json
 import select
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,6 +131,34 @@ def test_tail_names_a_device_that_the_server_does_not_know(server: IngestProcess
     assert "the server knows no device 'gate-l'" in tail.notes.get(timeout=PATIENCE)
     tail.process.send_signal(signal.SIGINT)
     assert tail.process.wait(PATIENCE) == 0
+
+
+SWALLOWED = """
+import os, signal, time
+from sightline.cli import app, tail
+
+def swallow(*_):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pass
+
+tail.note_unknown = swallow
+app.main()
+"""
+
+
+def test_tail_ends_where_something_swallows_ctrl_c(server: IngestProcess) -> None:
+    """gRPC does where a channel closes at that moment."""
+    ended = subprocess.run(
+        [sys.executable, "-c", SWALLOWED, "tail", "--ingest", server.address],
+        env=environment(),
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_tail_ends_when_its_reader_goes(server: IngestProcess) -> None:
