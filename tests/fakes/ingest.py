@@ -133,6 +133,11 @@ class FakeIngest:
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         self._server.start()
 
+    def die(self) -> None:
+        """Cut off every call, without an answer. From within a call too; `stop` must follow."""
+        assert self._server is not None
+        self._server.stop(None)
+
     def stop(self) -> None:
         """Stop the server at once, with calls in flight."""
         if self._server is not None:

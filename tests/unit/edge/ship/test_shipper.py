@@ -103,12 +103,13 @@ def test_a_server_that_commits_and_dies_before_it_answers(node: Node, ingest: Fa
 
     def die(_: object) -> None:
         ingest.on_message = lambda _: None
-        threading.Thread(target=ingest.stop).start()
+        ingest.die()
 
     ingest.on_message = die
     with node.shipping():
         assert eventually(lambda: node.progress.ship_error is not None)
         assert not node.is_empty(0.1)
+        ingest.stop()
         ingest.start()
         assert node.is_empty()
     ingest.only().check()
