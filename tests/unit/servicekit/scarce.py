@@ -56,7 +56,7 @@ def outcomes(setup: str, extras: Sequence[int]) -> list[str]:
         cwd=Path(__file__).parents[3],
         env={**os.environ, **_AT_ONCE},
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
     names: list[str] = json.loads(done.stdout.splitlines()[-1])
     return names
 
