@@ -33,7 +33,9 @@ def chromium() -> Iterator[Browser]:
         if os.environ.get("SIGHTLINE_REQUIRE_COMPAT"):
             pytest.fail(sentence)
         pytest.skip(sentence)
-    flags = ["--no-sandbox"] if os.geteuid() == 0 else []  # it does not run as root
+    flags = ["--disable-dev-shm-usage"]  # /dev/shm is small in containers
+    if os.geteuid() == 0:
+        flags.append("--no-sandbox")  # it does not run as root
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
         yield browser
