@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -92,7 +93,7 @@ def machine_facts() -> JsonValue:
 
 def disks(parts: Iterable[Settings]) -> JsonValue:
     """Return the size of each file that the settings name, and the free space beside it."""
-    places: dict[str, Path] = {"temporary files": Path(os.environ.get("TMPDIR") or "/tmp")}  # noqa: S108
+    places: dict[str, Path] = {"temporary files": Path(tempfile.gettempdir())}
     for settings in parts:
         for name, value in settings:
             is_place = isinstance(value, Path) or name.endswith(("_dir", "_database"))

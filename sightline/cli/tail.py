@@ -9,13 +9,13 @@ from typing import Annotated, Any, Self
 
 import grpc
 import typer
-from google.protobuf.json_format import MessageToDict
 
 from edge.channel import Endpoint
 from edge.commands.options import IngestTarget, Json, settings_with
 from edge.endpoints import ingest_endpoint
 from servicekit.errors import SightlineError, from_rpc_error
 from servicekit.names import printable
+from servicekit.plain import plain
 from sightline.cli.unknown import note_unknown
 from sightline.ingest.v1 import ingest_pb2, ingest_service_pb2_grpc, reads_pb2
 from sightline.types.v1 import prediction_pb2
@@ -61,7 +61,8 @@ def tail(
                 if answer.left_out:
                     typer.echo(_left_out(answer.left_out, as_json))
                 for row in answer.predictions:
-                    typer.echo(_json_line(row) if as_json else _line(row))
+                    text = json.dumps(plain(row), ensure_ascii=False) if as_json else _line(row)
+                    typer.echo(text)
         except KeyboardInterrupt:  # as a person ends it
             return
 
@@ -154,15 +155,3 @@ def _line(row: ingest_pb2.StoredPrediction) -> str:
     origin = "cloud " if cloud else "device"
     line = f"{received}  {row.device_id}  {origin}  {verdict}  {', '.join(words) or '-'}"
     return printable(line)
-
-
-def _json_line(row: ingest_pb2.StoredPrediction) -> str:
-    """Return one line for a program, with the contract's field names and numbers as numbers."""
-    plain = MessageToDict(row, preserving_proto_field_name=True)
-    plain["prediction"]["sequence"] = row.prediction.sequence
-    for shown, detection in zip(
-        plain["prediction"].get("detections", ()), row.prediction.detections, strict=False
-    ):
-        if detection.HasField("track_id"):
-            shown["track_id"] = detection.track_id
-    return json.dumps(plain, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""What the page shows when a service is away, asks for a key, or commits while it is open."""
+"""The page beside services that are away, ask for a key, or commit while it is open."""
 
 import itertools
 import re

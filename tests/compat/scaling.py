@@ -1,4 +1,4 @@
-"""What the horizontal pod autoscaler reads and decides, by the files of deploy/kubernetes."""
+"""Metrics and decisions of the horizontal pod autoscaler, by the files of deploy/kubernetes."""
 
 import math
 from collections.abc import Sequence

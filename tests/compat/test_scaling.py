@@ -13,7 +13,7 @@ from tests.integration.inference.process import ask, client, started
 from tests.unit.inference_service.tiny_onnx import colour_model, picture
 
 POD = "inference-0"
-"""What a cluster's Prometheus would call the service."""
+"""Name of the pod in which the service counts as running."""
 WAITING = 40
 """Pictures that are sent at once, of which a worker takes one."""
 

@@ -1,4 +1,4 @@
-"""What `sightline log` says, and its exit code, where something went wrong."""
+"""Messages and exit codes of `sightline log` where something went wrong."""
 
 import json
 import shlex

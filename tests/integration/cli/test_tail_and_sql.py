@@ -88,6 +88,19 @@ def sequences(tail: Tail, count: int) -> list[int]:
     return [json.loads(tail.line())["prediction"]["sequence"] for _ in range(count)]
 
 
+def test_tail_prints_the_json_of_the_other_commands(server: IngestProcess) -> None:
+    tail = following(server, "--json")
+    server.log_messages(request(*predictions(1, 1), head=header()))
+    printed = json.loads(tail.line())
+    shown = command(
+        *("show", printed["device_id"], printed["spool_id"], "1"),
+        *("--ingest", server.address, "--json"),
+    )
+    assert json.loads(shown.stdout)["prediction"] == printed
+    tail.process.send_signal(signal.SIGINT)
+    assert tail.process.wait(PATIENCE) == 0
+
+
 def test_tail_resumes_across_restarts_and_ends_on_ctrl_c(server: IngestProcess) -> None:
     tail = following(server, "--json")
     server.log_messages(request(*predictions(1, 3), head=header()))

@@ -1,4 +1,4 @@
-"""Who may do what: each route with each scope, and no route for another's devices."""
+"""Access to each route of the console by scope, and to the devices of other callers."""
 
 import uuid
 

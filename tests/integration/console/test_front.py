@@ -63,7 +63,7 @@ def test_files_of_the_page_are_asked_for_anew_after_an_upgrade(world: World) -> 
 
 
 def test_a_request_with_two_lengths_is_refused_and_ends_the_connection(world: World) -> None:
-    """What a proxy takes for the body would otherwise be the next request."""
+    """Otherwise the console reads the next request out of what a proxy takes for the body."""
     with connected(world.console.address) as sent:
         sent.sendall(
             b"POST /infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n"

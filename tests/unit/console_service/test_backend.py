@@ -1,4 +1,4 @@
-"""What a failed call says of the service and of the caller's credential."""
+"""Errors of calls to the services, and whether they show that a credential is accepted."""
 
 import grpc
 import pytest

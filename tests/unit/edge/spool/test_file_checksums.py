@@ -1,4 +1,4 @@
-"""What is not as it was written to a spool's files."""
+"""Checksums of a spool's files: bytes that differ from those that were written are found."""
 
 import sqlite3
 import zlib
